@@ -1,0 +1,43 @@
+"""Packaging of crem_jax: what it is called, what it needs, and what it ships."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12,<1",
+    "transformers>=5.23,<6",
+    "tensorflow-datasets>=4.9.10",
+    "ml_collections>=1.1",
+    "grain>=0.2.18",
+    "absl-py>=2.3",
+    "numpy>=2.2",
+    "pillow>=12.0",
+    "safetensors>=0.6",
+    "jinja2>=3.1",
+    "rich>=14.0",
+    "matplotlib>=3.10",
+]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+    # Checks against the reference implementation; nothing needs torch at run time.
+    "hf": ["torch>=2.6"],
+    "dev": ["pytest>=8.4", "hypothesis>=6.130", "ruff>=0.17,<0.18", "pre-commit>=4.0"],
+}
+
+setup(
+    name="crem_jax",
+    version="0.1.0",
+    description="CREM in JAX: one model that finds pictures and tells about them",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["crem_jax", "crem_jax.*"]),
+    package_data={"crem_jax": ["assets/*", "assets/**/*"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["crem=crem_jax.cli:main"]},
+)
