@@ -1,0 +1,96 @@
+"""The one record type every data source yields.
+
+A record is homogeneous data in the paper's sense (arXiv 2602.19091, section 3.3): its `query` is
+compressed once and then serves both losses, as a retrieval query and as the context of a
+conversation. Either half may be absent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Picture = np.ndarray | Image.Image | bytes | str | os.PathLike
+"""A picture: uint8 [H, W, 3] pixels, a PIL image, encoded bytes, or a path."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Item:
+    """One thing to embed: text, pictures, or both. Pictures precede the text in the prompt."""
+
+    text: str = ""
+    images: tuple[Picture, ...] = ()
+
+    def __post_init__(self):
+        if not self.text.strip() and not self.images:
+            raise ValueError("an item needs text or at least one picture; both are empty")
+
+    def content_hash(self) -> int:
+        """64-bit hash of the content: equal items are duplicates, never each other's negatives."""
+        digest = hashlib.blake2b(self.text.encode(), digest_size=8)
+        for image in self.images:
+            digest.update(b"\0")
+            digest.update(_content_bytes(image))
+        return int.from_bytes(digest.digest(), "little")
+
+    @staticmethod
+    def of(value: Any) -> Item:
+        """An Item from what people pass to `encode`: text, a picture, or {"text":…, "image(s)":…}."""
+        if isinstance(value, Item):
+            return value
+        if isinstance(value, str):
+            return Item(text=value)
+        if isinstance(value, Mapping):
+            unknown = set(value) - {"text", "image", "images"}
+            if unknown:
+                raise ValueError(
+                    f"unknown keys {sorted(unknown)} in an item; expected 'text', 'image', 'images'"
+                )
+            images = tuple(value.get("images", ()))
+            if value.get("image") is not None:
+                images = (value["image"], *images)
+            return Item(text=value.get("text", "") or "", images=images)
+        if isinstance(value, np.ndarray | Image.Image | bytes | os.PathLike):
+            return Item(images=(value,))
+        raise ValueError(
+            f"cannot embed a {type(value).__name__}; expected text, a picture, or a mapping with "
+            "'text' and/or 'image'"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """One training sample.
+
+    Attributes:
+      id: names the record in errors and metrics.
+      query: the context that is compressed.
+      positives: items the query should find. The first is encoded; the others are only never
+        counted as negatives.
+      negatives: hard negatives, encoded and shared with the whole batch.
+      turns: (question, answer) pairs asked about `query`; the loss is on every answer.
+      source: the data set it came from.
+    """
+
+    id: str
+    query: Item
+    positives: tuple[Item, ...] = ()
+    negatives: tuple[Item, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
+    source: str = ""
+
+
+def _content_bytes(image: Picture) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, np.ndarray):
+        return repr(image.shape).encode() + image.tobytes()
+    if isinstance(image, Image.Image):
+        return f"{image.mode}{image.size}".encode() + image.tobytes()
+    return os.fspath(image).encode()

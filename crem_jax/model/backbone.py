@@ -1,0 +1,136 @@
+"""Qwen2-VL's decoder stack: grouped-query attention, M-RoPE, SwiGLU, scanned over layers."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from crem_jax.config import TextConfig
+from crem_jax.model.attention import attend
+from crem_jax.model.layers import Dense, RMSNorm, SwiGLU
+from crem_jax.model.rope import rotate, text_angles
+from crem_jax.model.vision import scanned
+from crem_jax.types import KV
+
+
+class Block(nn.Module):
+    config: TextConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: KV | None,
+        buffer: KV | None,
+        angles: jax.Array,
+        memory_visible: jax.Array | None,
+        self_visible: jax.Array,
+        start: jax.Array | None,
+    ) -> tuple[jax.Array, KV]:
+        """One decoder layer.
+
+        Args:
+          x: [B, T, D].
+          memory: keys and values [B, S, G, H] to attend to beside the own ones, or None.
+          buffer: own keys and values so far [B, C, G, H]; the new ones are written at `start`.
+            None when x is the whole sequence.
+          angles: [B, T, H/2].
+          memory_visible: bool [B, T or 1, S]. self_visible: bool [B, T, T or C].
+          start: int32 [].
+
+        Returns:
+          x, and the own keys and values (the updated buffer if one was given).
+        """
+        cfg = self.config
+        y = RMSNorm(cfg.rms_norm_eps, name="attention_norm")(x)
+
+        def project(name: str, heads: int, axis: str) -> jax.Array:
+            return Dense(
+                (heads, cfg.head_dim), ("embed", axis, "head_dim"), dtype=self.dtype, name=name
+            )(y)
+
+        q = rotate(project("q", cfg.num_heads, "heads"), angles)
+        own = KV(
+            keys=rotate(project("k", cfg.num_kv_heads, "kv_heads"), angles),
+            values=project("v", cfg.num_kv_heads, "kv_heads"),
+        )
+        if buffer is not None:
+            own = jax.tree.map(
+                lambda b, new: jax.lax.dynamic_update_slice_in_dim(b, new, start, axis=1),
+                buffer,
+                own,
+            )
+        segments = [(own.keys, own.values, self_visible)]
+        if memory is not None:
+            segments.insert(0, (memory.keys, memory.values, memory_visible))
+        scale = 0.5 / cfg.num_layers
+        x = x + Dense(
+            (cfg.hidden_size,),
+            ("heads", "head_dim", "embed"),
+            contract=2,
+            use_bias=False,
+            scale=scale,
+            dtype=self.dtype,
+            name="o",
+        )(attend(q, segments))
+        y = RMSNorm(cfg.rms_norm_eps, name="mlp_norm")(x)
+        x = x + SwiGLU(cfg.intermediate_size, scale, self.dtype, name="mlp")(y)
+        return x, own
+
+
+class Backbone(nn.Module):
+    """Token embedding, decoder layers, final norm and language-model head."""
+
+    config: TextConfig
+    remat: str = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        cfg = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.hidden_size))
+        if not cfg.tie_embeddings:
+            self.head = self.param("head", init, (cfg.vocab_size, cfg.hidden_size))
+        # The layers' own axes: memory and buffer are stacked over layers, the rest is shared.
+        in_axes = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast)
+        self.layers = scanned(Block, cfg.num_layers, self.remat, in_axes)(cfg, self.dtype)
+        self.norm = RMSNorm(cfg.rms_norm_eps)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int32 [B, T] -> [B, T, D]."""
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        position: jax.Array,
+        self_visible: jax.Array,
+        memory: KV | None = None,
+        memory_visible: jax.Array | None = None,
+        buffer: KV | None = None,
+        start: jax.Array | None = None,
+    ) -> tuple[jax.Array, KV]:
+        """Runs the layers and the final norm.
+
+        Args:
+          x: [B, T, D] embeddings. position: int32 [B, T, 3].
+          self_visible: bool [B, T, T], or [B, T, C] with a buffer of C slots.
+          memory: stacked [L, B, S, G, H]; memory_visible: bool [B, T or 1, S].
+          buffer: stacked [L, B, C, G, H], written at slot `start`.
+
+        Returns:
+          Hidden states [B, T, D], and the keys and values [L, B, T or C, G, H].
+        """
+        cfg = self.config
+        angles = text_angles(position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
+        x, kv = self.layers(x, memory, buffer, angles, memory_visible, self_visible, start)
+        return self.norm(x), kv
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[…, D] -> float32 […, V]."""
+        table = self.embedding if self.config.tie_embeddings else self.head
+        return jnp.einsum(
+            "...D,VD->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )

@@ -1,0 +1,50 @@
+"""The compressor: a context of pictures and text becomes a Memory closed by the chorus."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from crem_jax.model.backbone import Backbone
+from crem_jax.model.mask import compression_mask
+from crem_jax.model.vision import VisionTower
+from crem_jax.types import Context, Memory
+
+
+class Compressor(nn.Module):
+    """Vision tower and decoder stack over `[V, T, U]` (paper section 3.1).
+
+    Attributes:
+      vision, backbone: the model's, shared with the decoder.
+      num_chorus: K; 0 for a plain Qwen2-VL, whose memory only serves native generation.
+      image_token_id: the token whose embeddings the vision tokens replace, in order.
+    """
+
+    vision: VisionTower
+    backbone: Backbone
+    num_chorus: int
+    image_token_id: int
+
+    def __call__(self, context: Context) -> Memory:
+        x = self.backbone.embed(context.tokens)
+        if context.patches is not None:
+            x = self._insert(x, context.tokens, self.vision(context.patches))
+        batch, slots = context.tokens.shape
+        index = jnp.arange(slots)
+        visible = compression_mask(
+            index, context.region, index, context.region, jnp.zeros((batch,), bool)
+        )
+        hidden, kv = self.backbone(x, context.position, visible)
+        return Memory(
+            kv=kv,
+            region=context.region,
+            next_position=jnp.max(context.position, axis=(1, 2)) + 1,
+            chorus=hidden[:, slots - self.num_chorus :].astype(jnp.float32),
+        )
+
+    def _insert(self, x: jax.Array, tokens: jax.Array, vision: jax.Array) -> jax.Array:
+        """Puts the row's n-th vision token in the place of its n-th image token."""
+        is_image = tokens == self.image_token_id
+        nth = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, vision.shape[1] - 1)
+        return jnp.where(is_image[..., None], jnp.take_along_axis(vision, nth[..., None], 1), x)

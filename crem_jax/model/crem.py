@@ -1,0 +1,106 @@
+"""CREM: compressor and decoder over one set of backbone weights, as pure functions.
+
+    memory = compress(config, params, context)          # [V, T, U] -> Memory
+    memory.embedding()                                  # the librarian: float32 [B, D]
+    hidden, _ = decode(config, params, memory, target, z)  # the storyteller: [B, T, D]
+    logits(config, params, hidden)                      # float32 [B, T, V]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from crem_jax.config import ModelConfig
+from crem_jax.model.backbone import Backbone
+from crem_jax.model.compressor import Compressor
+from crem_jax.model.decoder import Decoder
+from crem_jax.model.vision import VisionTower
+from crem_jax.types import CHORUS, CONTEXT, Cache, Context, Memory, Patches, Target
+
+Params = dict[str, Any]
+
+
+class Crem(nn.Module):
+    """The parameters `vision` and `backbone`, and the two ways to use them."""
+
+    config: ModelConfig
+
+    def setup(self):
+        cfg, dtype = self.config, jnp.dtype(self.config.dtype)
+        self.vision = VisionTower(cfg.vision, cfg.text.hidden_size, cfg.remat, dtype)
+        self.backbone = Backbone(cfg.text, cfg.remat, dtype)
+        self.compressor = Compressor(self.vision, self.backbone, cfg.num_chorus, cfg.image_token_id)
+        self.decoder = Decoder(self.backbone)
+
+    def compress(self, context: Context) -> Memory:
+        return self.compressor(context)
+
+    def decode(
+        self, memory: Memory, target: Target, z: jax.Array, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        return self.decoder(memory, target, z, cache)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        return self.backbone.logits(hidden)
+
+    def __call__(self, context: Context, target: Target) -> jax.Array:
+        """Touches every parameter; used to make them."""
+        memory = self.compress(context)
+        hidden, _ = self.decode(memory, target, jnp.zeros(memory.next_position.shape, bool))
+        return self.logits(hidden)
+
+
+def compress(config: ModelConfig, params: Params, context: Context) -> Memory:
+    """See `Compressor`."""
+    return Crem(config).apply({"params": params}, context, method=Crem.compress)
+
+
+def decode(
+    config: ModelConfig,
+    params: Params,
+    memory: Memory,
+    target: Target,
+    z: jax.Array,
+    cache: Cache | None = None,
+) -> tuple[jax.Array, Cache | None]:
+    """See `Decoder.__call__`."""
+    return Crem(config).apply({"params": params}, memory, target, z, cache, method=Crem.decode)
+
+
+def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
+    """[…, D] -> float32 […, V]."""
+    return Crem(config).apply({"params": params}, hidden, method=Crem.logits)
+
+
+def boxed_init(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh parameters with their logical axis names (`nn.LogicallyPartitioned` leaves)."""
+    merge, slots = config.vision.merge_size**2, config.num_chorus + 1
+    tokens = jnp.full((1, slots), config.image_token_id, jnp.int32)
+    context = Context(
+        tokens=tokens,
+        position=jnp.zeros((1, slots, 3), jnp.int32),
+        region=jnp.full((1, slots), CHORUS, jnp.int32).at[:, 0].set(CONTEXT),
+        patches=Patches(
+            pixels=jnp.zeros((1, merge, config.vision.patch_values), jnp.uint8),
+            position=jnp.zeros((1, merge, 2), jnp.int32),
+            picture=jnp.ones((1, merge), jnp.int32),
+        ),
+    )
+    target = Target(
+        tokens=tokens[:, :1], valid=jnp.ones((1, 1), bool), label=-jnp.ones((1, 1), jnp.int32)
+    )
+    return Crem(config).init(key, context, target)["params"]
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh float32 parameters, a plain dict tree."""
+    return nn.meta.unbox(boxed_init(config, key))
+
+
+def abstract(config: ModelConfig) -> Params:
+    """The parameters' shapes, dtypes and logical axes, with nothing allocated."""
+    return jax.eval_shape(lambda: boxed_init(config, jax.random.key(0)))

@@ -1,0 +1,83 @@
+"""The decoder: the target region reads a memory, all of it or only its chorus."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from crem_jax.model.backbone import Backbone
+from crem_jax.model.mask import compression_mask
+from crem_jax.types import KV, PAD, TARGET, Cache, Memory, Target
+
+
+class Decoder(nn.Module):
+    """The same decoder stack over `[Q, A]` (paper section 3.2)."""
+
+    backbone: Backbone
+
+    def __call__(
+        self, memory: Memory, target: Target, z: jax.Array, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """Hidden states of the target region.
+
+        Args:
+          memory: of B rows; after `Memory.chorus_only` z no longer matters.
+          target: [B, T]; with a cache, the tokens that follow the cached ones.
+          z: bool [B], True hides the context so that only the chorus speaks.
+          cache: of the target region so far, with at least T free slots.
+
+        Returns:
+          [B, T, D], and the cache with these tokens in it (None if none was given).
+        """
+        batch, width = target.tokens.shape
+        start = jnp.zeros((), jnp.int32) if cache is None else cache.length
+        count = jnp.zeros((batch,), jnp.int32) if cache is None else cache.count
+        index = start + jnp.arange(width)
+        real = target.valid if cache is None else _write(cache.valid, target.valid, start)
+        region = jnp.full((batch, width), TARGET)
+        own_region = jnp.where(real, TARGET, PAD)
+        self_visible = compression_mask(index, region, jnp.arange(real.shape[1]), own_region, z)
+        # No target row precedes any memory slot, so one row of this mask serves them all.
+        memory_visible = compression_mask(
+            jnp.zeros((1,), jnp.int32),
+            region[:, :1],
+            jnp.zeros((memory.region.shape[1],), jnp.int32),
+            memory.region,
+            z,
+        )
+        nth = count[:, None] + jnp.cumsum(target.valid, axis=1) - 1
+        position = memory.next_position[:, None] + jnp.maximum(nth, 0)
+        hidden, kv = self.backbone(
+            self.backbone.embed(target.tokens),
+            jnp.repeat(position[..., None], 3, axis=-1),
+            self_visible,
+            memory.kv,
+            memory_visible,
+            None if cache is None else cache.kv,
+            start,
+        )
+        if cache is None:
+            return hidden, None
+        return hidden, Cache(
+            kv=kv,
+            valid=real,
+            length=start + width,
+            count=count + jnp.sum(target.valid, axis=1, dtype=jnp.int32),
+        )
+
+
+def empty_cache(memory: Memory, slots: int) -> Cache:
+    """A cache of `slots` free slots beside `memory`."""
+    layers, batch, _, groups, dim = memory.kv.keys.shape
+    zeros = jnp.zeros((layers, batch, slots, groups, dim), memory.kv.keys.dtype)
+    return Cache(
+        kv=KV(zeros, zeros),
+        valid=jnp.zeros((batch, slots), bool),
+        length=jnp.zeros((), jnp.int32),
+        count=jnp.zeros((batch,), jnp.int32),
+    )
+
+
+def _write(valid: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(valid, new, start, axis=1)

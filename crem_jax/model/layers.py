@@ -1,0 +1,100 @@
+"""Dense, norms and MLPs, with the logical axis names that `mesh.py` maps to a device mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Dense(nn.Module):
+    """y = x W + b with several output axes; float32 parameters, `dtype` arithmetic.
+
+    Attributes:
+      features: output shape. A tuple gives several axes (heads, head dimension).
+      axes: logical names of the kernel's axes, contracted ones first.
+      contract: how many trailing axes of x are contracted.
+    """
+
+    features: Sequence[int]
+    axes: Sequence[str]
+    contract: int = 1
+    use_bias: bool = True
+    scale: float = 1.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inner, features = x.shape[-self.contract :], tuple(self.features)
+        init = nn.initializers.variance_scaling(
+            self.scale,
+            "fan_in",
+            "truncated_normal",
+            in_axis=tuple(range(self.contract)),
+            out_axis=tuple(range(self.contract, self.contract + len(features))),
+        )
+        kernel = self.param(
+            "kernel", nn.with_logical_partitioning(init, tuple(self.axes)), inner + features
+        )
+        x = x.astype(self.dtype)
+        lead = tuple(range(x.ndim - self.contract, x.ndim))
+        y = jax.lax.dot_general(
+            x, kernel.astype(self.dtype), ((lead, tuple(range(self.contract))), ((), ()))
+        )
+        if self.use_bias:
+            names = tuple(self.axes[self.contract :])
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), names)
+            y = y + self.param("bias", zeros, features).astype(self.dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
+        scale = self.param("scale", ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return (y * scale).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with scale and bias in float32."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("vision_embed",))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vision_embed",))
+        scale = self.param("scale", ones, (x.shape[-1],))
+        bias = self.param("bias", zeros, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        mean = jnp.mean(y, axis=-1, keepdims=True)
+        y = (y - mean) * jax.lax.rsqrt(jnp.var(y, axis=-1, keepdims=True) + self.eps)
+        return (y * scale + bias).astype(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    features: int
+    scale: float = 1.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def dense(name, features, axes, scale=1.0):
+            return Dense(
+                (features,), axes, use_bias=False, scale=scale, dtype=self.dtype, name=name
+            )
+
+        gate = dense("gate", self.features, ("embed", "mlp"))(x)
+        up = dense("up", self.features, ("embed", "mlp"))(x)
+        return dense("down", x.shape[-1], ("mlp", "embed"), self.scale)(nn.silu(gate) * up)

@@ -1,0 +1,116 @@
+"""Qwen2-VL's vision tower over packed pictures of any size."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from crem_jax.config import VisionConfig
+from crem_jax.model.attention import attend
+from crem_jax.model.layers import Dense, LayerNorm
+from crem_jax.model.mask import picture_mask
+from crem_jax.model.rope import rotate, vision_angles
+from crem_jax.types import Patches
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    return x * nn.sigmoid(1.702 * x)
+
+
+class VisionBlock(nn.Module):
+    config: VisionConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, angles: jax.Array, visible: jax.Array):
+        """x: [B, P, E], angles: [B, P, H/2], visible: bool [B, P, P]; returns (x, None)."""
+        cfg = self.config
+        heads = (cfg.num_heads, cfg.head_dim)
+        qkv = Dense(
+            (3, *heads),
+            ("vision_embed", "qkv", "vision_heads", "head_dim"),
+            dtype=self.dtype,
+            name="qkv",
+        )(LayerNorm(name="norm1")(x))
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        out = attend(rotate(q, angles), [(rotate(k, angles), v, visible)])
+        x = x + Dense(
+            (cfg.embed_dim,),
+            ("vision_heads", "head_dim", "vision_embed"),
+            contract=2,
+            scale=0.5 / cfg.depth,
+            dtype=self.dtype,
+            name="proj",
+        )(out)
+        y = Dense((cfg.mlp_dim,), ("vision_embed", "vision_mlp"), dtype=self.dtype, name="fc1")(
+            LayerNorm(name="norm2")(x)
+        )
+        y = Dense(
+            (cfg.embed_dim,),
+            ("vision_mlp", "vision_embed"),
+            scale=0.5 / cfg.depth,
+            dtype=self.dtype,
+            name="fc2",
+        )(quick_gelu(y))
+        return x + y, None
+
+
+class VisionTower(nn.Module):
+    """Patches to vision tokens in the decoder's width.
+
+    Attributes:
+      features: hidden size of the decoder.
+    """
+
+    config: VisionConfig
+    features: int
+    remat: str = "none"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, patches: Patches) -> jax.Array:
+        """Returns [B, P / merge², D]; tokens of padding patches are meaningless."""
+        cfg = self.config
+        mean = jnp.repeat(jnp.asarray(cfg.image_mean, jnp.float32), cfg.patch_size**2)
+        std = jnp.repeat(jnp.asarray(cfg.image_std, jnp.float32), cfg.patch_size**2)
+        x = (patches.pixels.astype(jnp.float32) / 255.0 - mean) / std
+        # A still picture repeats in time, so Qwen2-VL's temporal slices of the kernel just add up.
+        shape = (cfg.in_channels, cfg.temporal_patch_size, cfg.patch_size**2, cfg.embed_dim)
+        init = nn.initializers.variance_scaling(
+            1.0 / cfg.temporal_patch_size, "fan_in", "truncated_normal", in_axis=(0, 1, 2)
+        )
+        names = ("channels", "time", "pixels", "vision_embed")
+        kernel = self.param("patch_kernel", nn.with_logical_partitioning(init, names), shape)
+        kernel = jnp.sum(kernel, axis=1).reshape(cfg.patch_values, cfg.embed_dim)
+        x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+
+        angles = vision_angles(patches.position, cfg.head_dim, cfg.rope_theta)
+        visible = picture_mask(patches.picture)
+        x, _ = scanned(VisionBlock, cfg.depth, self.remat)(cfg, self.dtype, name="blocks")(
+            x, angles, visible
+        )
+
+        batch, count, width = x.shape
+        group = cfg.merge_size**2
+        x = LayerNorm(name="merge_norm")(x).reshape(batch, count // group, group * width)
+        x = Dense((group * width,), ("merge", "vision_mlp"), dtype=self.dtype, name="merge_fc1")(x)
+        x = nn.gelu(x, approximate=False)
+        return Dense((self.features,), ("vision_mlp", "embed"), dtype=self.dtype, name="merge_fc2")(
+            x
+        )
+
+
+def scanned(block: type[nn.Module], length: int, remat: str, in_axes=nn.broadcast):
+    """`block` repeated over stacked parameters [length, …], rematerialised by the named policy."""
+    if remat != "none":
+        policy = None if remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        block = nn.remat(block, policy=policy, prevent_cse=False)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=length,
+        in_axes=in_axes,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )

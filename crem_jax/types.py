@@ -1,0 +1,142 @@
+"""Pytrees that travel through the library, and THE shape legend.
+
+Shape letters, used in every docstring and einsum:
+  B  rows of a batch (samples)           D  hidden size of the decoder
+  S  slots of a context, chorus last     K  chorus slots, the last K of S
+  T  slots of a target region            L  decoder layers
+  P  picture patches of one row          V  vocabulary
+  N  query heads                         G  key/value heads
+  R  query heads per key/value head      H  head dimension
+  C  slots of a key/value buffer         M  retrieval candidates, Q  retrieval queries
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+PAD, CONTEXT, CHORUS, TARGET = -1, 0, 1, 2
+"""Regions of a sequence (design: V,T are CONTEXT; U is CHORUS; Q,A are TARGET)."""
+
+
+@struct.dataclass
+class Patches:
+    """Pictures of each row, packed one after another.
+
+    Attributes:
+      pixels: uint8 [B, P, channels * patch * patch], merge groups consecutive (Qwen2-VL's order).
+      position: int32 [B, P, 2], row and column of the patch in its picture.
+      picture: int32 [B, P], which picture of the row the patch is of: 1, 2, …; 0 is padding.
+    """
+
+    pixels: jax.Array
+    position: jax.Array
+    picture: jax.Array
+
+
+@struct.dataclass
+class Context:
+    """What is compressed: `[V, T, (padding), U]`, the chorus in the last K slots.
+
+    Attributes:
+      tokens: int32 [B, S].
+      position: int32 [B, S, 3], M-RoPE positions (time, height, width) from true lengths.
+      region: int32 [B, S], one of PAD, CONTEXT, CHORUS.
+      patches: the pictures, or None in a text-only bucket.
+    """
+
+    tokens: jax.Array
+    position: jax.Array
+    region: jax.Array
+    patches: Patches | None = None
+
+
+@struct.dataclass
+class Target:
+    """The target region `[Q, A]` of each row.
+
+    Attributes:
+      tokens: int32 [B, T].
+      valid: bool [B, T], False on padding.
+      label: int32 [B, T], the next token where it is part of an answer, else -1.
+    """
+
+    tokens: jax.Array
+    valid: jax.Array
+    label: jax.Array
+
+
+@struct.dataclass
+class KV:
+    """Keys (rotated) and values of every layer: [L, B, C, G, H] each."""
+
+    keys: jax.Array
+    values: jax.Array
+
+
+@struct.dataclass
+class Memory:
+    """A compressed context: all that retrieval and the decoder need of it.
+
+    Attributes:
+      kv: [L, B, S, G, H] keys and values of the context, chorus last.
+      region: int32 [B, S].
+      next_position: int32 [B], where the target region starts in M-RoPE positions.
+      chorus: float32 [B, K, D], final hidden states of the chorus (after the final norm).
+    """
+
+    kv: KV
+    region: jax.Array
+    next_position: jax.Array
+    chorus: jax.Array
+
+    @property
+    def num_chorus(self) -> int:
+        return self.chorus.shape[1]
+
+    def embedding(self, k: int | jax.Array | None = None) -> jax.Array:
+        """Retrieval embedding: L2-normalised mean over the first k chorus states, float32 [B, D].
+
+        Chorus rows are causal, so the first k of K are exactly what compressing with k gives.
+        """
+        k = self.num_chorus if k is None else k
+        weight = (jnp.arange(self.num_chorus) < k).astype(jnp.float32)
+        mean = jnp.einsum("BKD,K->BD", self.chorus, weight / jnp.sum(weight))
+        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+    def truncate(self, k: int | jax.Array) -> Memory:
+        """The memory as if only the first k chorus tokens had been given; shapes stay. k: [] or [B]."""
+        k = jnp.broadcast_to(jnp.asarray(k), self.next_position.shape)
+        slot = jnp.arange(self.region.shape[1]) - (self.region.shape[1] - self.num_chorus)
+        region = jnp.where((slot[None] >= k[:, None]), PAD, self.region)
+        return self.replace(region=region, next_position=self.next_position - self.num_chorus + k)
+
+    def chorus_only(self, k: int | None = None) -> Memory:
+        """Drops the context's keys and values: the compressed memory of k chorus slots."""
+        k = self.num_chorus if k is None else k
+        start = self.region.shape[1] - self.num_chorus
+        kept = slice(start, start + k)
+        return Memory(
+            kv=KV(self.kv.keys[:, :, kept], self.kv.values[:, :, kept]),
+            region=self.region[:, kept],
+            next_position=self.next_position - self.num_chorus + k,
+            chorus=self.chorus[:, :k],
+        )
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of the target region so far, while an answer is generated.
+
+    Attributes:
+      kv: [L, B, C, G, H].
+      valid: bool [B, C], the slots that hold real tokens.
+      length: int32 [], slots written so far.
+      count: int32 [B], real tokens written so far.
+    """
+
+    kv: KV
+    valid: jax.Array
+    length: jax.Array
+    count: jax.Array
