@@ -19,7 +19,7 @@ case "${1:-}" in
 esac
 
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
-install_crem core .
+install_crem core "--editable ."
 
 # Without an accelerator, say so: probing for a TPU is slow and noisy.
 accelerators="$(compgen -G '/dev/nvidia[0-9]*' || compgen -G '/dev/accel[0-9]*' ||

@@ -1,7 +1,7 @@
 # Sourced by quickstart.sh and test.sh: goes to the repository root and activates a virtual
 # environment there (.venv, or $CREM_VENV), making it if need be. Then call
-#   install_crem GROUP PIP_ARGUMENT...
-# which pip-installs the arguments one after another, unless GROUP is already installed from this
+#   install_crem GROUP "PIP ARGUMENTS"...
+# which runs one `pip install` for each string, unless GROUP is already installed from this
 # checkout and neither setup.py nor pyproject.toml has changed since.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,7 +11,7 @@ is_new_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
-if [[ ! -x "$VENV/bin/python" ]]; then
+if [[ ! -x "$VENV/bin/pip" ]]; then
     base=""
     for candidate in python3.11 python3.12 python3.13 python3 python; do
         if is_new_enough "$candidate"; then
@@ -27,7 +27,6 @@ if [[ ! -x "$VENV/bin/python" ]]; then
     fi
     echo "Making a virtual environment in $VENV with $("$base" --version)"
     if ! "$base" -m venv "$VENV"; then
-        rm -rf "$VENV"
         echo "error: '$base -m venv' failed; on Debian or Ubuntu install the package" \
             "$("$base" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')." >&2
         exit 1
@@ -41,7 +40,7 @@ fi
 source "$VENV/bin/activate"
 
 install_crem() {
-    local group="$1" stamp="$VENV/crem_jax.stamp" key argument
+    local group="$1" stamp="$VENV/crem_jax.stamp" key arguments words
     shift
     key="$( (pwd; cat setup.py pyproject.toml) | python -c \
         'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')"
@@ -52,13 +51,10 @@ install_crem() {
     else
         rm -f "$stamp"
     fi
-    echo "Installing crem_jax ($group) into $VENV"
-    for argument in "$@"; do
-        if [[ -e "${argument%%\[*}" ]]; then
-            python -m pip install --quiet --editable "$argument"
-        else
-            python -m pip install --quiet "$argument"
-        fi
+    echo "Installing crem_jax ($group) into $VENV; the first time takes a few minutes"
+    for arguments in "$@"; do
+        read -ra words <<<"$arguments"
+        python -m pip install --quiet "${words[@]}"
     done
     [[ -f "$stamp" ]] || echo "$key" >"$stamp"
     echo "$group" >>"$stamp"

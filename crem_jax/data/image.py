@@ -1,0 +1,269 @@
+"""Pictures in, pixels out: whatever a person has becomes RGB, then Qwen2-VL's patches.
+
+The arithmetic and the order of the patches are those of Hugging Face's `Qwen2VLImageProcessorPil`.
+Normalisation is left to the model, so that pictures travel as uint8.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from crem_jax.data.records import Picture
+
+MAX_PIXELS = 178_956_970
+"""Pictures with more pixels are refused: Pillow's own limit against decompression bombs."""
+
+MAX_ASPECT = 200
+"""Long over short side, beyond which Hugging Face refuses a picture and `fit_size` stretches it."""
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureError(ValueError):
+    """A picture cannot be used; the message names it and says what is wrong with it."""
+
+
+def open_picture(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Any picture as an upright RGB image, held in memory.
+
+    EXIF rotation is applied, animations give their first frame (a PIL image its current one), and
+    what is transparent becomes white. Values of more than 8 bits are scaled: unsigned 16-bit ones
+    by 1/257; wider integers likewise if any is above 255; floats by 255 if none is above 1.
+
+    Args:
+      picture: a path, encoded bytes, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] or
+        [H, W, 4] (RGBA) of uint8, or of any other real type in a range named above.
+      max_pixels: larger pictures are refused before they are decoded.
+
+    Raises:
+      PictureError: missing, unreadable, truncated, too large, empty, or not a picture.
+    """
+    name = _name(picture)
+    if isinstance(picture, np.ndarray):
+        return _array_to_rgb(picture, name, max_pixels)
+    with contextlib.ExitStack() as stack:
+        if isinstance(picture, Image.Image):
+            image = picture
+        else:
+            image = stack.enter_context(_open_encoded(picture, name))
+        _check_size(image.height, image.width, name, max_pixels)
+        with _decoding(name):
+            image.load()
+        upright = _UPRIGHT.get(_orientation(image))
+        image = _image_to_rgb(image, name)
+    return image if upright is None else image.transpose(upright)
+
+
+def fit_size(
+    height: int,
+    width: int,
+    *,
+    patch: int,
+    merge: int,
+    min_pixels: int,
+    max_pixels: int,
+    hard_max: bool = False,
+) -> tuple[int, int]:
+    """The (height, width) to resize a picture to, both multiples of `patch * merge`.
+
+    This is Qwen2-VL's `smart_resize`: close to the given aspect ratio, with `min_pixels` to
+    `max_pixels` pixels. A picture longer than MAX_ASPECT, which `smart_resize` refuses, gets the
+    size of one with its short side stretched to 1/MAX_ASPECT of the long one.
+
+    As in `smart_resize`, long strips and close limits can end above `max_pixels`. `hard_max=True`
+    takes whole rows or columns of merged patches off the longer side until the limit holds, for
+    static shapes; sizes within the limit stay as they are.
+
+    Raises:
+      ValueError: a side below 1, or limits that leave no size.
+    """
+    unit = patch * merge
+    if height < 1 or width < 1:
+        raise ValueError(f"a picture of {height}x{width} pixels (height x width) has no pixels")
+    if not 1 <= min_pixels <= max_pixels or max_pixels < unit * unit:
+        raise ValueError(
+            f"min_pixels={min_pixels} and max_pixels={max_pixels} leave no size; expected "
+            f"1 <= min_pixels <= max_pixels and max_pixels >= (patch * merge)^2 = {unit * unit}"
+        )
+    shortest = math.ceil(max(height, width) / MAX_ASPECT)
+    height, width = max(height, shortest), max(width, shortest)
+
+    rows, columns = round(height / unit), round(width / unit)
+    if rows * columns * unit * unit > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        rows = max(1, math.floor(height / shrink / unit))
+        columns = max(1, math.floor(width / shrink / unit))
+    elif rows * columns * unit * unit < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / unit)
+        columns = math.ceil(width * grow / unit)
+    while hard_max and rows * columns * unit * unit > max_pixels:
+        rows, columns = (rows - 1, columns) if rows > columns else (rows, columns - 1)
+    return rows * unit, columns * unit
+
+
+def resize(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """An RGB image as uint8 [height, width, 3], bicubic as in Hugging Face's processor."""
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(image)
+
+
+def patchify(pixels: np.ndarray, patch: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels as Qwen2-VL's patches, the `merge * merge` patches of one vision token consecutive.
+
+    Hugging Face's `pixel_values` repeat each channel of a still picture as two frames; this keeps
+    one of them.
+
+    Args:
+      pixels: uint8 [H, W, 3], H and W multiples of `patch * merge`.
+      patch: side of a patch in pixels.
+      merge: side of a vision token in patches.
+
+    Returns:
+      patches: uint8 [N, 3 * patch * patch], N = H * W / patch^2, each patch channel first.
+      positions: int32 [N, 2], (row, column) of each patch on the grid, for the vision rotary.
+
+    Raises:
+      ValueError: another shape or type.
+    """
+    unit = patch * merge
+    shape = pixels.shape
+    if len(shape) != 3 or shape[2] != 3 or shape[0] % unit or shape[1] % unit or 0 in shape:
+        raise ValueError(
+            f"cannot patchify pixels of shape {shape}; expected [H, W, 3] with H and W positive "
+            f"multiples of patch * merge = {unit}"
+        )
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"cannot patchify {pixels.dtype} pixels; expected uint8")
+    rows, columns = shape[0] // unit, shape[1] // unit
+    # [rows, merge, patch, columns, merge, patch, C] -> [rows, columns, merge, merge, C, ph, pw]
+    blocks = pixels.reshape(rows, merge, patch, columns, merge, patch, 3)
+    patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3 * patch * patch)
+    grid = np.indices((rows * merge, columns * merge), dtype=np.int32)
+    grid = grid.reshape(2, rows, merge, columns, merge)
+    positions = np.ascontiguousarray(grid.transpose(1, 3, 2, 4, 0).reshape(-1, 2))
+    return patches, positions
+
+
+def _name(picture: Picture) -> str:
+    if isinstance(picture, bytes):
+        return "<bytes>"
+    if isinstance(picture, np.ndarray):
+        return f"<array of shape {picture.shape}>"
+    if isinstance(picture, Image.Image):
+        return getattr(picture, "filename", "") or f"<PIL image of mode {picture.mode}>"
+    if isinstance(picture, str | os.PathLike):
+        return os.fspath(picture)
+    raise PictureError(
+        f"<{type(picture).__name__}>: is not a picture; expected a path, encoded bytes, a PIL "
+        "image or an array [H, W, 3]"
+    )
+
+
+def _open_encoded(picture: str | os.PathLike | bytes, name: str) -> Image.Image:
+    """The lazily decoded image of a path or of encoded bytes."""
+    if isinstance(picture, bytes):
+        if not picture:
+            raise PictureError(f"{name}: is empty")
+        source: io.BytesIO | str = io.BytesIO(picture)
+    else:
+        source = os.fspath(picture)
+        if os.path.isdir(source):
+            raise PictureError(f"{name}: is a folder, not a picture")
+        if not os.path.exists(source):
+            raise PictureError(f"{name}: does not exist")
+        if os.path.isfile(source) and os.path.getsize(source) == 0:
+            raise PictureError(f"{name}: is empty")
+    with _decoding(name):
+        return Image.open(source)
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turns whatever Pillow's decoders raise on damaged data into a PictureError."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{name}: is too large, {error}") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(
+            f"{name}: is not a picture: no known format, or cut off in its header"
+        ) from error
+    except Exception as error:  # the decoders have no common base class for bad data
+        if isinstance(error, OSError) and error.strerror:  # no permission, a bad disk
+            raise PictureError(f"{name}: cannot be read: {error.strerror}") from error
+        raise PictureError(f"{name}: is truncated or damaged: {error}") from error
+
+
+def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
+    if height < 1 or width < 1:
+        raise PictureError(f"{name}: has no pixels, its size is {width}x{height}")
+    if height * width > max_pixels:
+        raise PictureError(
+            f"{name}: is too large, {width}x{height} = {height * width} pixels; "
+            f"expected at most {max_pixels}"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # damaged EXIF is common and spoils no pixel
+        return 1
+
+
+def _image_to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _array_to_rgb(np.asarray(image), name, image.height * image.width)
+    if image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _array_to_rgb(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
+        raise PictureError(f"{name}: is not a picture; expected [H, W, 3], [H, W, 4] or [H, W]")
+    _check_size(array.shape[0], array.shape[1], name, max_pixels)
+    return _image_to_rgb(Image.fromarray(_eight_bit(array, name)), name)
+
+
+def _eight_bit(values: np.ndarray, name: str) -> np.ndarray:
+    """Real values as uint8; `open_picture` says how they are scaled."""
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    kind = values.dtype.kind
+    if kind not in "buif":
+        raise PictureError(f"{name}: is not a picture: its values are of type {values.dtype}")
+    if kind == "f" and not np.isfinite(values).all():
+        raise PictureError(f"{name}: has values that are not finite")
+    highest = values.max()
+    if kind == "b" or (kind == "f" and highest <= 1):
+        scale = 255.0
+    elif highest > 255 or (kind == "u" and values.dtype.itemsize == 2):
+        scale = 1 / 257
+    else:
+        scale = 1.0
+    return np.clip(np.rint(values.astype(np.float64) * scale), 0, 255).astype(np.uint8)
