@@ -1,0 +1,1 @@
+"""Data sources: every one yields `crem_jax.data.records.Record`s."""

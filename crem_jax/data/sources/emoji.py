@@ -1,0 +1,216 @@
+"""Single emoji: a picture, its name and its group, drawn afresh each time.
+
+The pictures ship with the package (`crem_jax/assets/emoji`; see its NOTICE).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from crem_jax.data.records import Item, Record
+from crem_jax.data.sources.cutout import cut_out
+
+DATA_DIR = Path(__file__).parents[2] / "assets" / "emoji" / "1.0.0"
+SPLITS = ("train", "heldout")
+WHAT = "What is this?"
+WHICH_GROUP = "Which group?"
+FILL = 0.92
+"""The share of the canvas an emoji fills in the evaluation rendering."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Emoji:
+    """One emoji. `pixels` is uint8 [96, 96, 4] RGBA (alpha not premultiplied), read-only."""
+
+    pixels: np.ndarray
+    emoji: str
+    name: str
+    group: str
+    subgroup: str
+    keywords: tuple[str, ...]
+    split: str
+
+    @property
+    def codepoints(self) -> str:
+        """The characters as hexadecimal code points, e.g. "1f44b-1f3ff"."""
+        return "-".join(f"{ord(char):x}" for char in self.emoji)
+
+    @functools.cached_property
+    def sprite(self) -> Image.Image:
+        """The picture with premultiplied alpha, as resizing wants it (mode RGBa)."""
+        return Image.fromarray(self.pixels, "RGBA").convert("RGBa")
+
+
+@functools.lru_cache(maxsize=None)
+def load_emoji(split: str = "all") -> tuple[Emoji, ...]:
+    """The packaged emoji of a split ("train", "heldout" or "all"), in the order of the package."""
+    if split == "all":
+        return tuple(emoji for part in SPLITS for emoji in load_emoji(part))
+    if split not in SPLITS:
+        raise ValueError(f"unknown emoji split {split!r}; expected one of {(*SPLITS, 'all')}")
+    source = tfds.builder_from_directory(DATA_DIR).as_data_source(
+        split, decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    rows = [source[i] for i in range(len(source))]
+    rgb = [np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB")) for row in rows]
+    pixels = np.concatenate([cut_out(np.stack(rgb[i : i + 256])) for i in range(0, len(rgb), 256)])
+    pixels.flags.writeable = False
+    return tuple(
+        Emoji(
+            pixels=picture,
+            emoji=row["emoji"].decode(),
+            name=row["name"].decode(),
+            group=row["group"].decode(),
+            subgroup=row["subgroup"].decode(),
+            keywords=tuple(word.decode() for word in row["keywords"]),
+            split=split,
+        )
+        for row, picture in zip(rows, pixels, strict=True)
+    )
+
+
+@functools.lru_cache(maxsize=None)
+def _names_by_picture() -> dict[bytes, tuple[str, ...]]:
+    """Every picture's names: 21 emoji share 8 pictures (flags of one country's territories)."""
+    names = defaultdict(list)
+    for emoji in load_emoji("all"):
+        names[emoji.pixels.tobytes()].append(emoji.name)
+    return {picture: tuple(values) for picture, values in names.items() if len(values) > 1}
+
+
+def same_picture_names(emoji: Emoji) -> tuple[str, ...]:
+    """The names that describe this emoji's picture truly, its own first."""
+    shared = _names_by_picture().get(emoji.pixels.tobytes(), ())
+    return (emoji.name, *(name for name in shared if name != emoji.name))
+
+
+def random_background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """float32 [size, size, 3] in 0..255: white, a light colour, any colour, or a gradient of two."""
+    kind = rng.random()
+    if kind < 0.3:
+        return np.full((size, size, 3), 255, np.float32)
+    low = 190.0 if kind < 0.75 else 0.0
+    first, second = rng.uniform(low, 255, (2, 3)).astype(np.float32)
+    if rng.random() < 0.7:
+        return np.broadcast_to(first, (size, size, 3))
+    ramp = np.linspace(0, 1, size, dtype=np.float32)
+    line = first + (second - first) * ramp[:, None]
+    along_x = rng.random() < 0.5
+    return np.broadcast_to(line[None] if along_x else line[:, None], (size, size, 3))
+
+
+def colour_gain(rng: np.random.Generator, common: float, channel: float) -> np.ndarray:
+    """float32 [3] gain: one brightness for all channels and a little of its own for each."""
+    gain = rng.uniform(1 - common, 1 + common) * rng.uniform(1 - channel, 1 + channel, 3)
+    return gain.astype(np.float32)
+
+
+def paste(canvas: np.ndarray, sprite: np.ndarray, top: int, left: int) -> None:
+    """Lays a premultiplied sprite ([h, w, 4], 0..255) on a float32 [H, W, 3] canvas, in place."""
+    height, width = sprite.shape[:2]
+    window = canvas[top : top + height, left : left + width]
+    window *= 1 - sprite[..., 3:] * np.float32(1 / 255)
+    window += sprite[..., :3]
+
+
+class EmojiPictures:
+    """Random access to single emoji as training records.
+
+    Args:
+      split: "train", "heldout" or "all".
+      size: side of the square canvas in pixels.
+    """
+
+    def __init__(self, split: str = "train", size: int = 48):
+        self._emoji = load_emoji(split)
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self._emoji)
+
+    def __getitem__(self, index: int) -> Emoji:
+        return self._emoji[index]
+
+    def draw(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """uint8 [size, size, 3]: centred on white (the evaluation rendering), or augmented by `rng`.
+
+        Pictures are never mirrored: arrows, hands and letters would change their names.
+        """
+        if rng is None:
+            side = round(FILL * self.size)
+            top = left = (self.size - side) // 2
+            canvas = np.full((self.size, self.size, 3), 255, np.float32)
+        else:
+            side = int(rng.integers(round(0.6 * self.size), self.size + 1))
+            top, left = rng.integers(0, self.size - side + 1, 2)
+            canvas = np.array(random_background(rng, self.size))
+        sprite = self._emoji[index].sprite.resize((side, side), Image.Resampling.BILINEAR)
+        paste(canvas, np.asarray(sprite), top, left)
+        if rng is not None:
+            canvas *= colour_gain(rng, common=0.05, channel=0.08)
+        return canvas.round().clip(0, 255).astype(np.uint8)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        """Record `index`: the evaluation rendering without `rng`, an augmented one with it."""
+        emoji = self._emoji[index]
+        picture = self.draw(index, rng)
+        query = Item(images=(picture,))
+        positives = tuple(Item(text=name) for name in same_picture_names(emoji))
+        turns = [(WHAT, emoji.name)]
+        if rng is not None:
+            if rng.random() < 0.2:
+                turns.append((WHICH_GROUP, emoji.group))
+            if rng.random() < 0.1:
+                query = Item(text=WHICH_GROUP, images=(picture,))
+                positives = (Item(text=emoji.group),)
+        return Record(
+            id=f"emoji/{emoji.codepoints}",
+            query=query,
+            positives=positives,
+            turns=tuple(turns),
+            source="emoji",
+        )
+
+    def clusters(self) -> list[np.ndarray]:
+        """Indices of emoji that look alike, each index in exactly one cluster.
+
+        A cluster is one concept in all its skin tones and genders ("man cook: dark skin tone" and
+        "woman cook"); concepts of a single emoji are put together by subgroup.
+        """
+        concepts = defaultdict(list)
+        for index, emoji in enumerate(self._emoji):
+            concepts[_concept(emoji.name)].append(index)
+        clusters, single = [], defaultdict(list)
+        for members in concepts.values():
+            if len(members) > 1:
+                clusters.append(np.array(members))
+            else:
+                single[self._emoji[members[0]].subgroup].append(members[0])
+        return clusters + [np.array(members) for members in single.values()]
+
+    def clustered_order(self, rng: np.random.Generator, size: int = 4) -> np.ndarray:
+        """A permutation of all indices, int64 [N], made of runs of up to `size` of one cluster.
+
+        Consecutive samples of a batch are then hard negatives for each other.
+        """
+        runs = []
+        for members in self.clusters():
+            shuffled = rng.permutation(members)
+            runs += [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
+        return np.concatenate([runs[i] for i in rng.permutation(len(runs))])
+
+
+def _concept(name: str) -> str:
+    """The name without skin tone and gender: "man cook: dark skin tone" → "cook"."""
+    base = name.split(":")[0]
+    words = [w for w in base.split() if not re.fullmatch(r"m[ae]n|wom[ae]n|person|people", w)]
+    return " ".join(words) or "person"
