@@ -3,8 +3,9 @@
     python -m crem_jax.data.build_emoji SOURCE_DIR OUT_DIR
 
 writes the tensorflow-datasets directory `OUT_DIR/emoji/1.0.0` (ArrayRecord; no TensorFlow needed)
-with the same records in the same order each time. The pictures keep their palette, which is a third of the size of true
-colour; read them with `tfds.decode.SkipDecoding` and PIL, as `sources/emoji.py` does.
+with the same records in the same order each time. The pictures keep their palette, which takes half
+the bytes of true colour; read them with `tfds.decode.SkipDecoding` and PIL, as `sources/emoji.py`
+does.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class EmojiBuilder(tfds.core.GeneratorBasedBuilder):
             row = json.loads(line)
             if row["split"] not in SPLITS:
                 raise ValueError(
-                    f"emoji.jsonl line {key + 1}: split is {row['split']!r}, expected one of {SPLITS}"
+                    f"emoji.jsonl line {key + 1}: split is {row['split']!r}, "
+                    f"expected one of {SPLITS}"
                 )
             if row["split"] == split:
                 example = {k: row[k] for k in ("emoji", "name", "group", "subgroup", "keywords")}

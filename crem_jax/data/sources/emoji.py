@@ -18,6 +18,7 @@ from PIL import Image
 
 from crem_jax.data.records import Item, Record
 from crem_jax.data.sources.cutout import cut_out
+from crem_jax.data.sources.drawing import colour_gain, paste, random_background, to_pixels
 
 DATA_DIR = Path(__file__).parents[2] / "assets" / "emoji" / "1.0.0"
 SPLITS = ("train", "heldout")
@@ -50,7 +51,7 @@ class Emoji:
         return Image.fromarray(self.pixels, "RGBA").convert("RGBa")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_emoji(split: str = "all") -> tuple[Emoji, ...]:
     """The packaged emoji of a split ("train", "heldout" or "all"), in the order of the package."""
     if split == "all":
@@ -78,7 +79,7 @@ def load_emoji(split: str = "all") -> tuple[Emoji, ...]:
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _names_by_picture() -> dict[bytes, tuple[str, ...]]:
     """Every picture's names: 21 emoji share 8 pictures (flags of one country's territories)."""
     names = defaultdict(list)
@@ -91,35 +92,6 @@ def same_picture_names(emoji: Emoji) -> tuple[str, ...]:
     """The names that describe this emoji's picture truly, its own first."""
     shared = _names_by_picture().get(emoji.pixels.tobytes(), ())
     return (emoji.name, *(name for name in shared if name != emoji.name))
-
-
-def random_background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """float32 [size, size, 3] in 0..255: white, a light colour, any colour, or a gradient of two."""
-    kind = rng.random()
-    if kind < 0.3:
-        return np.full((size, size, 3), 255, np.float32)
-    low = 190.0 if kind < 0.75 else 0.0
-    first, second = rng.uniform(low, 255, (2, 3)).astype(np.float32)
-    if rng.random() < 0.7:
-        return np.broadcast_to(first, (size, size, 3))
-    ramp = np.linspace(0, 1, size, dtype=np.float32)
-    line = first + (second - first) * ramp[:, None]
-    along_x = rng.random() < 0.5
-    return np.broadcast_to(line[None] if along_x else line[:, None], (size, size, 3))
-
-
-def colour_gain(rng: np.random.Generator, common: float, channel: float) -> np.ndarray:
-    """float32 [3] gain: one brightness for all channels and a little of its own for each."""
-    gain = rng.uniform(1 - common, 1 + common) * rng.uniform(1 - channel, 1 + channel, 3)
-    return gain.astype(np.float32)
-
-
-def paste(canvas: np.ndarray, sprite: np.ndarray, top: int, left: int) -> None:
-    """Lays a premultiplied sprite ([h, w, 4], 0..255) on a float32 [H, W, 3] canvas, in place."""
-    height, width = sprite.shape[:2]
-    window = canvas[top : top + height, left : left + width]
-    window *= 1 - sprite[..., 3:] * np.float32(1 / 255)
-    window += sprite[..., :3]
 
 
 class EmojiPictures:
@@ -141,7 +113,7 @@ class EmojiPictures:
         return self._emoji[index]
 
     def draw(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
-        """uint8 [size, size, 3]: centred on white (the evaluation rendering), or augmented by `rng`.
+        """uint8 [size, size, 3]: centred on white (for evaluation), or augmented by `rng`.
 
         Pictures are never mirrored: arrows, hands and letters would change their names.
         """
@@ -157,7 +129,7 @@ class EmojiPictures:
         paste(canvas, np.asarray(sprite), top, left)
         if rng is not None:
             canvas *= colour_gain(rng, common=0.05, channel=0.08)
-        return canvas.round().clip(0, 255).astype(np.uint8)
+        return to_pixels(canvas)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         """Record `index`: the evaluation rendering without `rng`, an augmented one with it."""
