@@ -1,0 +1,80 @@
+"""Gives a plain Qwen2-VL its chorus: special tokens in spare vocabulary rows."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from crem_jax.config import ConfigError, ModelConfig
+from crem_jax.model.crem import Params
+
+GROWTH = 128
+"""A vocabulary that is too small grows to a multiple of this, which suits every accelerator."""
+
+
+def chorus_tokens(num_chorus: int) -> list[str]:
+    """Their names: "<|chorus_0|>", …"""
+    return [f"<|chorus_{i}|>" for i in range(num_chorus)]
+
+
+def add_chorus(
+    config: ModelConfig,
+    params: Params,
+    tokenizer: PreTrainedTokenizerFast,
+    num_chorus: int = 16,
+    seed: int = 0,
+) -> tuple[ModelConfig, Params, PreTrainedTokenizerFast]:
+    """A model with chorus tokens; one that already has them comes back as it is.
+
+    The tokens take the rows that follow the tokenizer's last one, so a table with spare rows keeps
+    its shape. Their embeddings start at the mean of the rows in use plus normal noise of half those
+    rows' own standard deviation (per column): typical of what the layers read, yet all different.
+    An untied head gets the mean row alone: the chorus is never predicted.
+
+    Returns:
+      New objects; the arguments stay as they were.
+
+    Raises:
+      ConfigError: the tokenizer gives the new tokens other rows than the next ones, or is larger
+        than the table.
+    """
+    if config.num_chorus:
+        return config, params, tokenizer
+    if num_chorus < 1:
+        raise ConfigError(f"num_chorus {num_chorus} must be at least 1")
+    first, size = len(tokenizer), config.text.vocab_size
+    if first > size:
+        raise ConfigError(f"the tokenizer has {first} tokens, the embedding table only {size} rows")
+    tokenizer = copy.deepcopy(tokenizer)
+    names = chorus_tokens(num_chorus)
+    tokenizer.add_tokens(names, special_tokens=True)
+    ids = tokenizer.convert_tokens_to_ids(names)
+    if ids != list(range(first, first + num_chorus)):
+        raise ConfigError(f"the tokenizer put {names[0]} … in rows {ids}, expected {first} onwards")
+    if first + num_chorus > size:
+        size = -(-(first + num_chorus) // GROWTH) * GROWTH
+
+    backbone = dict(params["backbone"])
+    rng = np.random.default_rng(seed)
+    for table in ("embedding", "head"):
+        if table not in backbone:
+            continue
+        old = np.asarray(backbone[table], np.float32)
+        used = old[:first]
+        mean = used.mean(axis=0)
+        new = np.tile(mean, (size, 1))
+        new[: len(old)] = old
+        new[first : first + num_chorus] = mean
+        if table == "embedding":
+            noise = rng.standard_normal((num_chorus, old.shape[1])).astype(np.float32)
+            new[first : first + num_chorus] += 0.5 * used.std(axis=0) * noise
+        backbone[table] = new
+    config = config.replace(
+        text=dataclasses.replace(config.text, vocab_size=size),
+        num_chorus=num_chorus,
+        first_chorus_id=first,
+    )
+    return config, {**params, "backbone": backbone}, tokenizer

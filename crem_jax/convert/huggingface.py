@@ -1,0 +1,151 @@
+"""Model directories of Hugging Face, in and out: weights, configs, tokenizer, template, card."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from crem_jax.config import ModelConfig, VisionConfig
+from crem_jax.convert import table
+from crem_jax.convert.card import model_card
+from crem_jax.convert.safetensors_io import Weights, atomic_directory, write_json, write_weights
+from crem_jax.convert.table import WeightsError
+from crem_jax.data.chat_template import chat_template
+from crem_jax.model.crem import Params
+
+
+def import_hf(
+    directory: str | os.PathLike,
+) -> tuple[ModelConfig, Params, PreTrainedTokenizerFast]:
+    """Reads a Qwen2-VL or CREM model.
+
+    Returns:
+      The config, float32 parameters (numpy), and the tokenizer.
+
+    Raises:
+      WeightsError: a file is missing or damaged, or the tensors do not fit the config.
+      ConfigError: the config asks for something this library does not implement.
+    """
+    directory = Path(directory)
+    config = ModelConfig.from_hf(
+        _read_json(directory / "config.json"),
+        _read_json(directory / "generation_config.json", required=False),
+        _read_json(directory / "preprocessor_config.json", required=False),
+    )
+    weights = Weights(directory)
+    params = table.from_hf(
+        config,
+        weights.shapes,
+        weights.__getitem__,
+        source=str(directory),
+        locate=weights.files.__getitem__,
+    )
+    return config, params, read_tokenizer(directory)
+
+
+def read_tokenizer(directory: str | os.PathLike) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model directory.
+
+    Raises:
+      WeightsError: there is none, or it cannot be read.
+    """
+    directory = Path(directory)
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise WeightsError(f"{directory}: has no tokenizer.json")
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception on damaged files
+        raise WeightsError(f"{directory}: the tokenizer cannot be read: {error}") from error
+
+
+def export_hf(
+    config: ModelConfig,
+    params: Params,
+    tokenizer: PreTrainedTokenizerFast,
+    directory: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    card: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model that plain transformers opens, all at once or not at all.
+
+    Args:
+      params: any tree of array-likes that fits the config.
+      dtype: type of the written weights, "float32" or "bfloat16".
+      card: facts for the model card, see `model_card`.
+      overwrite: replace a directory that has files in it.
+
+    Raises:
+      WeightsError: the parameters do not fit the config, or the directory is not empty.
+    """
+    config = config.replace(dtype=dtype) if dtype in ("float32", "bfloat16") else config
+    shapes = table.their_shapes(config)
+    with atomic_directory(directory, overwrite=overwrite) as partial:
+        write_weights(
+            partial,
+            table.to_hf(config, params),
+            shapes,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+        )
+        tokenizer.save_pretrained(str(partial))
+        template = tokenizer.chat_template
+        if config.num_chorus or not template:
+            template = chat_template(config)
+        (partial / "chat_template.jinja").write_text(template, "utf-8")
+        write_json(partial / "generation_config.json", generation_config(config))
+        write_json(partial / "preprocessor_config.json", preprocessor_config(config.vision))
+        (partial / "README.md").write_text(model_card(config, card), "utf-8")
+        write_json(partial / "config.json", config.to_hf())
+
+
+def generation_config(config: ModelConfig) -> dict[str, Any]:
+    """generation_config.json; the chorus is given, never said."""
+    values: dict[str, Any] = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
+    if config.num_chorus:
+        values["suppress_tokens"] = list(config.chorus_ids)
+    return values
+
+
+def preprocessor_config(vision: VisionConfig) -> dict[str, Any]:
+    """preprocessor_config.json as Qwen2VLImageProcessor of transformers 5 writes it."""
+    return {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(vision.image_mean),
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "image_std": list(vision.image_std),
+        "merge_size": vision.merge_size,
+        "patch_size": vision.patch_size,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"longest_edge": vision.max_pixels, "shortest_edge": vision.min_pixels},
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+
+
+def _read_json(path: Path, required: bool = True) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            raise WeightsError(f"{path.parent}: has no {path.name}")
+        return {}
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: holds a {type(values).__name__}, expected an object")
+    return values

@@ -1,0 +1,244 @@
+"""The name table between our parameters and Hugging Face's Qwen2-VL, row by invertible row.
+
+`{layer}` in a Hugging Face name stands for the leading axis of a stacked parameter of ours. Every
+tensor on either side belongs to exactly one row; what is left over is an error that lists it all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flax import linen as nn
+
+from crem_jax import trees
+from crem_jax.config import ModelConfig
+from crem_jax.model import crem
+
+Shape = tuple[int, ...]
+
+
+class WeightsError(ValueError):
+    """Weights cannot be read or do not fit; the message names the file and the tensors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Same:
+    """The same array on both sides."""
+
+    def theirs(self, ours: Shape) -> Shape:
+        return ours
+
+    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
+        return array
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat(Same):
+    """Our several axes are one axis there: biases [heads, H] are [heads * H]."""
+
+    def theirs(self, ours: Shape) -> Shape:
+        return (math.prod(ours),)
+
+    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
+        return array.reshape(ours)
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(self.theirs(array.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Same):
+    """Our kernel [*in, *out], of which `contract` axes are inputs, is [out, in] there."""
+
+    contract: int = 1
+
+    def theirs(self, ours: Shape) -> Shape:
+        return math.prod(ours[self.contract :]), math.prod(ours[: self.contract])
+
+    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
+        return array.T.reshape(ours)
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(self.theirs(array.shape)[::-1]).T
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch(Same):
+    """Our patch kernel [C, t, p * p, E] is a convolution [E, C, t, p, p] there."""
+
+    def theirs(self, ours: Shape) -> Shape:
+        channels, time, pixels, features = ours
+        return features, channels, time, math.isqrt(pixels), math.isqrt(pixels)
+
+    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
+        return np.moveaxis(array, 0, -1).reshape(ours)
+
+    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array, -1, 0).reshape(self.theirs(array.shape))
+
+
+def _pair(ours: str, theirs: str, contract: int = 1) -> list[tuple[str, str, Same]]:
+    return [
+        (f"{ours}/kernel", f"{theirs}.weight", Linear(contract)),
+        (f"{ours}/bias", f"{theirs}.bias", Flat()),
+    ]
+
+
+def _norm(ours: str, theirs: str) -> list[tuple[str, str, Same]]:
+    return [
+        (f"{ours}/scale", f"{theirs}.weight", Same()),
+        (f"{ours}/bias", f"{theirs}.bias", Same()),
+    ]
+
+
+HEAD = "lm_head.weight"
+_L, _B = "model.layers.{layer}", "visual.blocks.{layer}"
+
+ROWS: tuple[tuple[str, str, Same], ...] = (
+    ("backbone/embedding", "model.embed_tokens.weight", Same()),
+    ("backbone/head", HEAD, Same()),
+    ("backbone/norm/scale", "model.norm.weight", Same()),
+    ("backbone/layers/attention_norm/scale", f"{_L}.input_layernorm.weight", Same()),
+    ("backbone/layers/mlp_norm/scale", f"{_L}.post_attention_layernorm.weight", Same()),
+    *_pair("backbone/layers/q", f"{_L}.self_attn.q_proj"),
+    *_pair("backbone/layers/k", f"{_L}.self_attn.k_proj"),
+    *_pair("backbone/layers/v", f"{_L}.self_attn.v_proj"),
+    ("backbone/layers/o/kernel", f"{_L}.self_attn.o_proj.weight", Linear(2)),
+    ("backbone/layers/mlp/gate/kernel", f"{_L}.mlp.gate_proj.weight", Linear()),
+    ("backbone/layers/mlp/up/kernel", f"{_L}.mlp.up_proj.weight", Linear()),
+    ("backbone/layers/mlp/down/kernel", f"{_L}.mlp.down_proj.weight", Linear()),
+    ("vision/patch_kernel", "visual.patch_embed.proj.weight", Patch()),
+    *_norm("vision/blocks/norm1", f"{_B}.norm1"),
+    *_norm("vision/blocks/norm2", f"{_B}.norm2"),
+    *_pair("vision/blocks/qkv", f"{_B}.attn.qkv"),
+    *_pair("vision/blocks/proj", f"{_B}.attn.proj", contract=2),
+    *_pair("vision/blocks/fc1", f"{_B}.mlp.fc1"),
+    *_pair("vision/blocks/fc2", f"{_B}.mlp.fc2"),
+    *_norm("vision/merge_norm", "visual.merger.ln_q"),
+    *_pair("vision/merge_fc1", "visual.merger.mlp.0"),
+    *_pair("vision/merge_fc2", "visual.merger.mlp.2"),
+)
+
+
+def canonical(name: str) -> str:
+    """A Hugging Face name in the style that is written: transformers' in-memory names also read."""
+    for prefix, short in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+        if name.startswith(prefix):
+            return short + name.removeprefix(prefix)
+    return name
+
+
+@functools.cache
+def our_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Path -> shape of every parameter of a model."""
+    leaves = trees.flatten(nn.meta.unbox(crem.abstract(config)))
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+
+
+def their_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Hugging Face name -> shape of every tensor of a model."""
+    ours = our_shapes(config)
+    return {
+        name: transform.theirs(shape)
+        for path, names, transform, shape in _expanded(ours)
+        for name in names
+    }
+
+
+def from_hf(
+    config: ModelConfig,
+    shapes: Mapping[str, Shape],
+    get: Callable[[str], np.ndarray],
+    *,
+    source: str = "the weights",
+    locate: Callable[[str], str] | None = None,
+) -> crem.Params:
+    """Hugging Face tensors as our float32 parameters (numpy).
+
+    Args:
+      shapes: name -> shape of every tensor there is; either key style.
+      get: reads one tensor by its name.
+      source: names the weights in errors; locate: names the file of a tensor in errors.
+
+    Raises:
+      WeightsError: lists every tensor that is missing, left over, or of a wrong shape.
+    """
+    names: dict[str, str] = {}
+    for name in shapes:
+        twin = names.setdefault(canonical(name), name)
+        if twin != name:
+            raise WeightsError(f"{source}: {twin} and {name} are the same tensor; expected one")
+    expected = their_shapes(config)
+    got = {short: tuple(shapes[name]) for short, name in names.items()}
+    tied_head = HEAD in got and HEAD not in expected
+    if tied_head:
+        del got[HEAD]
+    problems = trees.differences(got, expected)
+    if problems:
+        wrong = [n for n in got if n in expected and got[n] != expected[n]]
+        files = sorted({locate(names[n]) for n in wrong}) if locate else []
+        where = f"{source} ({', '.join(files)})" if files else source
+        raise WeightsError(f"{where}: tensors do not fit config.json; {'; '.join(problems)}")
+    if tied_head:
+        _check_tied(source, get(names[HEAD]), get(names["model.embed_tokens.weight"]))
+
+    params: dict[str, np.ndarray] = {}
+    for path, theirs, transform, shape in _expanded(our_shapes(config)):
+        stacked = np.empty((len(theirs), *shape), np.float32)
+        for layer, name in enumerate(theirs):
+            stacked[layer] = transform.to_ours(get(names[name]), shape)
+        params[path] = stacked if "{layer}" in _THEIRS[path] else stacked[0]
+    return trees.unflatten(params)
+
+
+def to_hf(config: ModelConfig, params: crem.Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Our parameters as (Hugging Face name, tensor), one at a time.
+
+    Raises:
+      WeightsError: the parameters are not those of the config; everything is listed.
+    """
+    leaves = trees.flatten(params)
+    expected = our_shapes(config)
+    problems = trees.differences({p: np.shape(leaf) for p, leaf in leaves.items()}, expected)
+    if problems:
+        raise WeightsError(f"the parameters do not fit the config; {'; '.join(problems)}")
+    for path, names, transform, _ in _expanded(expected):
+        array = np.asarray(leaves[path])
+        layers: Any = array if "{layer}" in _THEIRS[path] else array[None]
+        for name, layer in zip(names, layers, strict=True):
+            yield name, np.ascontiguousarray(transform.to_theirs(layer))
+
+
+_THEIRS = {ours: theirs for ours, theirs, _ in ROWS}
+
+
+def _expanded(ours: Mapping[str, Shape]) -> Iterator[tuple[str, list[str], Same, Shape]]:
+    """(path, Hugging Face names, transform, shape of one layer) of each row this model has."""
+    unknown = sorted(set(ours) - set(_THEIRS))
+    if unknown:
+        raise WeightsError(f"the name table has no row for {', '.join(unknown)}")
+    for path, theirs, transform in ROWS:
+        if path not in ours:
+            continue
+        shape = ours[path]
+        if "{layer}" in theirs:
+            names = [theirs.format(layer=layer) for layer in range(shape[0])]
+            yield path, names, transform, shape[1:]
+        else:
+            yield path, [theirs], transform, shape
+
+
+def _check_tied(source: str, head: np.ndarray, embedding: np.ndarray) -> None:
+    if head.shape != embedding.shape or not np.array_equal(head, embedding):
+        raise WeightsError(
+            f"{source}: config.json ties the head to the embedding, yet {HEAD} differs from "
+            "model.embed_tokens.weight; expected equal tensors or tie_word_embeddings false"
+        )

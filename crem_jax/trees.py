@@ -1,0 +1,145 @@
+"""Dict trees by path: names such as "backbone/layers/q/kernel", rules over them, differences.
+
+One mechanism drives freezing, learning rates, weight decay and adapters: an ordered list of
+(regular expression, value), the first that matches the whole path wins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+Tree = Mapping[str, Any]
+
+_MISSING = object()
+
+
+class TreeError(ValueError):
+    """Two trees differ, or a rule and a tree do not fit each other."""
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """Leaves by path, sorted by path. Empty subtrees vanish."""
+    leaves: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, Mapping):
+            for key, child in node.items():
+                walk(f"{prefix}/{key}" if prefix else str(key), child)
+        else:
+            leaves[prefix] = node
+
+    walk("", tree)
+    return dict(sorted(leaves.items()))
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `flatten`.
+
+    Raises:
+      TreeError: one path is a prefix of another.
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise TreeError(f"{path}: {parent!r} is a leaf and a subtree at once")
+        if name in node:
+            raise TreeError(f"{path}: is a leaf and a subtree at once")
+        node[name] = leaf
+    return tree
+
+
+def map_paths(function: Callable[[str, Any], T], tree: Tree) -> dict[str, Any]:
+    """The tree with every leaf replaced by function(path, leaf)."""
+    return unflatten({path: function(path, leaf) for path, leaf in flatten(tree).items()})
+
+
+def match(
+    rules: Sequence[tuple[str, T]], tree: Tree, *, where: str, default: Any = _MISSING
+) -> dict[str, Any]:
+    """A tree of values: for each leaf that of the first rule whose pattern matches its whole path.
+
+    Args:
+      rules: (pattern, value) in order of precedence.
+      tree: gives the paths.
+      where: the config key the rules come from, for errors.
+      default: value of leaves no rule matches; without it such a leaf is an error.
+
+    Raises:
+      TreeError: a pattern matches no path at all, or a path has no value; all are listed.
+    """
+    paths = list(flatten(tree))
+    compiled = [(_compile(pattern, where), value) for pattern, value in rules]
+    idle = [p.pattern for p, _ in compiled if not any(p.fullmatch(path) for path in paths)]
+    if idle:
+        raise TreeError(
+            f"{where}: matches no parameter: {_listed(map(repr, idle))}; paths look like "
+            f"{paths[0] if paths else '(the tree is empty)'}"
+        )
+    values, bare = {}, []
+    for path in paths:
+        found = next((value for p, value in compiled if p.fullmatch(path)), default)
+        values[path] = found
+        if found is _MISSING:
+            bare.append(path)
+    if bare:
+        raise TreeError(f"{where}: no rule matches {_listed(bare)}")
+    return unflatten(values)
+
+
+def check_same(got: Tree, expected: Tree, *, what: str = "the tree") -> None:
+    """Raises unless both trees have the same paths and shapes.
+
+    Args:
+      got, expected: trees of arrays or of anything with a shape.
+      what: names `got` in the error.
+
+    Raises:
+      TreeError: lists everything missing, extra and of another shape in one message.
+    """
+    problems = differences(
+        {path: np.shape(leaf) for path, leaf in flatten(got).items()},
+        {path: np.shape(leaf) for path, leaf in flatten(expected).items()},
+    )
+    if problems:
+        raise TreeError(f"{what} does not fit: {'; '.join(problems)}")
+
+
+def differences(
+    got: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """What keeps `got` (name -> shape) from being `expected`, as clauses of a sentence."""
+    missing = sorted(set(expected) - set(got))
+    extra = sorted(set(got) - set(expected))
+    shapes = [
+        f"{name} has shape {list(got[name])}, expected {list(expected[name])}"
+        for name in sorted(set(got) & set(expected))
+        if tuple(got[name]) != tuple(expected[name])
+    ]
+    clauses = []
+    if missing:
+        clauses.append(f"missing ({len(missing)}): {_listed(missing)}")
+    if extra:
+        clauses.append(f"extra ({len(extra)}): {_listed(extra)}")
+    if shapes:
+        clauses.append(f"wrong shape ({len(shapes)}): {_listed(shapes)}")
+    return clauses
+
+
+def _compile(pattern: str, where: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise TreeError(f"{where}: {pattern!r} is no regular expression: {error}") from error
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
