@@ -58,7 +58,12 @@ def load_emoji(split: str = "all") -> tuple[Emoji, ...]:
         return tuple(emoji for part in SPLITS for emoji in load_emoji(part))
     if split not in SPLITS:
         raise ValueError(f"unknown emoji split {split!r}; expected one of {(*SPLITS, 'all')}")
-    source = tfds.builder_from_directory(DATA_DIR).as_data_source(
+    return read_emoji(DATA_DIR, split)
+
+
+def read_emoji(directory: Path, split: str) -> tuple[Emoji, ...]:
+    """The emoji of a split of a data set that `build_emoji` wrote."""
+    source = tfds.builder_from_directory(directory).as_data_source(
         split, decoders={"image": tfds.decode.SkipDecoding()}
     )
     rows = [source[i] for i in range(len(source))]
