@@ -56,7 +56,7 @@ class VisionConfig:
     depth: int
     embed_dim: int
     num_heads: int
-    mlp_ratio: float = 4.0
+    mlp_ratio: int = 4
     patch_size: int = 14
     merge_size: int = 2
     temporal_patch_size: int = 2
@@ -73,7 +73,7 @@ class VisionConfig:
 
     @property
     def mlp_dim(self) -> int:
-        return int(self.embed_dim * self.mlp_ratio)
+        return self.embed_dim * int(self.mlp_ratio)
 
     @property
     def patch_values(self) -> int:
@@ -86,6 +86,8 @@ class VisionConfig:
                 f"vision embed_dim {self.embed_dim} over num_heads {self.num_heads} must give a "
                 "head dimension that is a multiple of 4"
             )
+        if self.mlp_ratio != int(self.mlp_ratio):
+            raise ConfigError(f"vision mlp_ratio {self.mlp_ratio} must be a whole number")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +109,7 @@ class ModelConfig:
     num_chorus: int = 0
     first_chorus_id: int = -1
     temperature: float = 0.02
+    system_prompt: str = "You are a helpful assistant."
     dtype: str = "float32"
     remat: str = "none"
 
@@ -170,7 +173,10 @@ class ModelConfig:
         pre = preprocessor or {}
         size = pre.get("size") or {}
         crem = config.get("crem") or {}
-        ids = {**text, **config, **(generation or {})}
+        ids = {}
+        for values in (text, config, generation or {}):
+            ids |= {key: value for key, value in values.items() if value is not None}
+        bos = _first(ids.get("bos_token_id"), 151643)
         head_dim = text["hidden_size"] // text["num_attention_heads"]
         if "mrope_section" not in rope and head_dim != 128:
             raise ConfigError("config.json has no mrope_section in its rope parameters")
@@ -194,7 +200,7 @@ class ModelConfig:
                 depth=vision["depth"],
                 embed_dim=vision["embed_dim"],
                 num_heads=vision["num_heads"],
-                mlp_ratio=vision["mlp_ratio"],
+                mlp_ratio=vision.get("mlp_ratio", 4),
                 patch_size=vision.get("patch_size", vision.get("spatial_patch_size", 14)),
                 merge_size=vision.get("spatial_merge_size", 2),
                 temporal_patch_size=vision.get("temporal_patch_size", 2),
@@ -207,14 +213,15 @@ class ModelConfig:
             ),
             image_token_id=config["image_token_id"],
             video_token_id=config["video_token_id"],
-            vision_start_token_id=config.get("vision_start_token_id", text.get("vision_start_token_id")),
-            vision_end_token_id=config.get("vision_end_token_id", text.get("vision_end_token_id")),
-            bos_token_id=_first(ids.get("bos_token_id"), 151643),
+            vision_start_token_id=ids["vision_start_token_id"],
+            vision_end_token_id=ids["vision_end_token_id"],
+            bos_token_id=bos,
             eos_token_id=_first(ids.get("eos_token_id"), 151645),
-            pad_token_id=_first(ids.get("pad_token_id"), 151643),
+            pad_token_id=_first(ids.get("pad_token_id"), bos),
             num_chorus=crem.get("num_chorus", 0),
             first_chorus_id=crem.get("first_chorus_id", -1),
             temperature=crem.get("temperature", 0.02),
+            system_prompt=crem.get("system_prompt", "You are a helpful assistant."),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -258,9 +265,10 @@ class ModelConfig:
                 "hidden_act": "quick_gelu",
                 "hidden_size": text.hidden_size,
                 "in_channels": vision.in_channels,
-                "mlp_ratio": vision.mlp_ratio,
+                "mlp_ratio": int(vision.mlp_ratio),
                 "num_heads": vision.num_heads,
                 "patch_size": vision.patch_size,
+                "rope_parameters": {"rope_type": "axial", "rope_theta": vision.rope_theta},
                 "spatial_merge_size": vision.merge_size,
                 "temporal_patch_size": vision.temporal_patch_size,
             },
@@ -270,6 +278,7 @@ class ModelConfig:
                 "num_chorus": self.num_chorus,
                 "first_chorus_id": self.first_chorus_id,
                 "temperature": self.temperature,
+                "system_prompt": self.system_prompt,
             }
         return config
 
@@ -278,7 +287,8 @@ def _build(cls, values: Mapping[str, Any], where: str):
     names = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - names)
     if unknown:
-        raise ConfigError(f"unknown key {where}.{unknown[0]}; known keys: {', '.join(sorted(names))}")
+        known = ", ".join(sorted(names))
+        raise ConfigError(f"unknown key {where}.{unknown[0]}; known keys: {known}")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return cls(**values)
 

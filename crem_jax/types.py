@@ -7,7 +7,7 @@ Shape letters, used in every docstring and einsum:
   P  picture patches of one row          V  vocabulary
   N  query heads                         G  key/value heads
   R  query heads per key/value head      H  head dimension
-  C  slots of a key/value buffer         M  retrieval candidates, Q  retrieval queries
+  C  slots of a key/value buffer         M  retrieval candidates, Q  retrieval queries, A  answer tokens of a row
 """
 
 from __future__ import annotations
@@ -59,12 +59,15 @@ class Target:
     Attributes:
       tokens: int32 [B, T].
       valid: bool [B, T], False on padding.
-      label: int32 [B, T], the next token where it is part of an answer, else -1.
+      answer_slot: int32 [B, A], the slots whose next token is part of an answer; the language
+        model head runs on these alone.
+      answer: int32 [B, A], that next token; -1 is padding.
     """
 
     tokens: jax.Array
     valid: jax.Array
-    label: jax.Array
+    answer_slot: jax.Array
+    answer: jax.Array
 
 
 @struct.dataclass
@@ -140,3 +143,26 @@ class Cache:
     valid: jax.Array
     length: jax.Array
     count: jax.Array
+
+
+@struct.dataclass
+class Batch:
+    """One training batch: contexts in a few static buckets, tied together by row numbers.
+
+    Rows are numbered through all buckets in sorted order of their names.
+
+    Attributes:
+      contexts: bucket name -> Context.
+      targets: bucket name -> Target, row by row with the context, where the bucket has any.
+      query_row: int32 [Q], row of each retrieval query; -1 is padding.
+      positive_hash: uint32 [Q, p, 2], content hashes of what each query should find; 0 is padding.
+      candidate_row: int32 [M], row of each candidate (positives and hard negatives); -1 is padding.
+      candidate_hash: uint32 [M, 2], its content hash.
+    """
+
+    contexts: dict[str, Context]
+    targets: dict[str, Target]
+    query_row: jax.Array
+    positive_hash: jax.Array
+    candidate_row: jax.Array
+    candidate_hash: jax.Array

@@ -90,9 +90,8 @@ def boxed_init(config: ModelConfig, key: jax.Array) -> Params:
             picture=jnp.ones((1, merge), jnp.int32),
         ),
     )
-    target = Target(
-        tokens=tokens[:, :1], valid=jnp.ones((1, 1), bool), label=-jnp.ones((1, 1), jnp.int32)
-    )
+    one = jnp.zeros((1, 1), jnp.int32)
+    target = Target(tokens=one, valid=jnp.ones((1, 1), bool), answer_slot=one, answer=one)
     return Crem(config).init(key, context, target)["params"]
 
 

@@ -144,8 +144,8 @@ class EmojiPictures:
         positives = tuple(Item(text=name) for name in same_picture_names(emoji))
         turns = [(WHAT, emoji.name)]
         if rng is not None:
-            if rng.random() < 0.2:
-                turns.append((WHICH_GROUP, emoji.group))
+            if rng.random() < 0.15:
+                turns = [(WHICH_GROUP, emoji.group)]
             if rng.random() < 0.1:
                 query = Item(text=WHICH_GROUP, images=(picture,))
                 positives = (Item(text=emoji.group),)

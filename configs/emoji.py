@@ -1,0 +1,99 @@
+"""The embedded default: CREM from scratch on emoji pictures and scenes, on a laptop CPU.
+
+    crem train --config=configs/emoji.py --workdir=runs/emoji
+    crem train --config=configs/emoji.py:smoke --workdir=runs/smoke        # under a minute
+    crem train --config=configs/emoji.py:arm=retrieval_only --workdir=…    # an ablation arm
+"""
+
+from ml_collections import ConfigDict
+
+ARMS = {
+    "crem": dict(),
+    "retrieval_only": dict(generation=0.0),
+    "generation_only": dict(retrieval=0.0, p_compressed=0.0),
+    "joint_no_compression": dict(p_compressed=0.0),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    options = [part for part in arg.split(",") if part]
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 1500
+    config.log_every = 20
+    config.eval_every = 500
+    config.best_metric = "eval/heldout_name_p5"
+    config.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 is whatever is left
+
+    config.model = dict(
+        text=dict(
+            vocab_size=2048,
+            hidden_size=128,
+            intermediate_size=384,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=4,
+            mrope_section=(4, 6, 6),
+            max_positions=1024,
+            rope_theta=10_000.0,
+        ),
+        vision=dict(
+            depth=3,
+            embed_dim=96,
+            num_heads=3,
+            patch_size=8,
+            mlp_ratio=3.0,
+            min_pixels=48 * 48,
+            max_pixels=96 * 96,
+            image_mean=(0.6, 0.6, 0.6),
+            image_std=(0.3, 0.3, 0.3),
+        ),
+        num_chorus=8,
+        temperature=0.05,
+        system_prompt="",
+    )
+    config.data = dict(
+        sources=dict(
+            emoji=dict(kind="emoji", split="train"),
+            scenes=dict(kind="scenes", split="train", negatives=2, turns=3),
+        ),
+        records=dict(emoji=48, scenes=24),
+        buckets=dict(
+            label=dict(slots=24, patches=0, rows=64),
+            text=dict(slots=40, patches=0, rows=56),
+            picture=dict(slots=24, patches=36, rows=52, target_slots=32, answers=14),
+            scene=dict(slots=64, patches=144, rows=24, target_slots=80, answers=32),
+        ),
+        candidates=128,
+    )
+    config.loss = dict(
+        retrieval=1.0,
+        generation=1.0,
+        p_compressed=0.5,
+        elastic=True,
+        learn_temperature=False,
+        symmetric=True,
+    )
+    config.optim = dict(
+        lr=2e-3,
+        warmup=50,
+        decay="cosine",
+        final=0.0,
+        b1=0.9,
+        b2=0.98,
+        eps=1e-8,
+        weight_decay=0.05,
+        clip=1.0,
+    )
+
+    for option in options:
+        if option == "smoke":
+            config.steps, config.eval_every = 6, 6
+            config.log_every = 2
+        elif option.startswith("arm=") and option[4:] in ARMS:
+            config.loss.update(ARMS[option[4:]])
+        else:
+            raise ValueError(
+                f"unknown config option {option!r}; expected smoke or arm=<{'|'.join(ARMS)}>"
+            )
+    return config

@@ -1,0 +1,240 @@
+"""The Python face: `crem_jax.load(DIR)` gives a Model that encodes and generates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from crem_jax.config import ModelConfig
+from crem_jax.data.prompt import ContextRow, Prompter, PromptError, pad_contexts
+from crem_jax.data.records import Item
+from crem_jax.generate import decoding
+from crem_jax.generate.decoding import Sampling
+from crem_jax.model import crem
+from crem_jax.types import Context, Memory
+
+MAX_ROWS = 64
+"""Largest batch that is compiled; smaller ones are padded to a power of two."""
+
+
+class Model:
+    """A trained CREM model: librarian (`encode`) and storyteller (`generate`).
+
+    Args:
+      config: the model's. params: its parameters.
+      tokenizer: a transformers tokenizer with Qwen2-VL's special tokens.
+    """
+
+    def __init__(self, config: ModelConfig, params: crem.Params, tokenizer):
+        self.config, self.params, self.tokenizer = config, params, tokenizer
+        self.prompter = Prompter(config, tokenizer)
+
+    def encode(self, items: Sequence[Any], k: int | None = None) -> np.ndarray:
+        """Search embeddings.
+
+        Args:
+          items: texts, pictures (PIL image, path object, bytes, uint8 [H, W, 3]), or mappings
+            {"text": …, "image": …} / {"images": […]}.
+          k: read only the first k chorus tokens; None is all K.
+
+        Returns:
+          float32 [N, D], L2-normalised: dot products are cosine similarities.
+
+        Raises:
+          ValueError: the model has no chorus tokens, k is not in 1..K, or an item is unusable.
+        """
+        self._check_k(k)
+        if not self.config.num_chorus:
+            raise ValueError(
+                "this model cannot find: it has no chorus tokens (plain Qwen2-VL). "
+                "Give it some with `crem import --chorus 16` and train it"
+            )
+        rows = [self.prompter.context(Item.of(item)) for item in _as_list(items)]
+        out = np.zeros((len(rows), self.config.text.hidden_size), np.float32)
+        for chosen, context in self._batches(rows):
+            embedded = _embed(self.config, self.params, context, k or self.config.num_chorus)
+            out[chosen] = np.asarray(embedded)[: len(chosen)]
+        return out
+
+    def generate(
+        self,
+        items: Sequence[Any],
+        compressed: bool = False,
+        k: int | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Answers, one for each item.
+
+        Args:
+          items: as for `encode`; a mapping's "text" is the question about its pictures.
+          compressed: answer from the chorus alone.
+          k: with `compressed`, from its first k tokens.
+          temperature: 0 is greedy. top_p: nucleus.
+
+        Raises:
+          ValueError: as `encode`, or an empty question.
+        """
+        self._check_generation(compressed, k)
+        contexts, questions = zip(*(self._ask(item) for item in _as_list(items)), strict=True)
+        answers = [""] * len(contexts)
+        sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
+        for chosen, context in self._batches(contexts):
+            size = len(context.tokens)
+            memory = _memory(self.config, self.params, context, self._kept(compressed, k))
+            tokens, valid = self._pad_questions([questions[i] for i in chosen], size)
+            out = decoding.generate(
+                self.config, self.params, memory, tokens, valid, sampling, max_new_tokens
+            )
+            for i, ids in zip(chosen, np.asarray(out), strict=False):
+                answers[i] = self._text(ids)
+        return answers
+
+    def stream(
+        self,
+        item: Any,
+        compressed: bool = False,
+        k: int | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """One answer, piece by piece; the arguments of `generate`."""
+        self._check_generation(compressed, k)
+        row, question = self._ask(item)
+        sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
+        ((_, context),) = self._batches([row])
+        memory = _memory(self.config, self.params, context, self._kept(compressed, k))
+        tokens, valid = self._pad_questions([question], 1)
+        state = decoding.start(
+            self.config, self.params, memory, tokens, valid, sampling, max_new_tokens
+        )
+        ids, shown = [], ""
+        while True:
+            ids.append(int(state.token[0]))
+            text = self._text(ids)
+            # An unfinished multi-byte character decodes to U+FFFD until its last byte arrives.
+            if not text.endswith("\ufffd"):
+                yield text[len(shown) :]
+                shown = text
+            if bool(state.done[0]) or len(ids) == max_new_tokens:
+                break
+            state = decoding.step(self.config, self.params, memory, state, sampling)
+        yield self._text(ids)[len(shown) :]
+
+    def _ask(self, value: Any) -> tuple[ContextRow, np.ndarray]:
+        item = Item.of(value)
+        if not item.text.strip():
+            raise PromptError("the question is empty; expected some text")
+        question = self.prompter.question(item.text)
+        row = self.prompter.context(Item(images=item.images) if item.images else None)
+        needed, limit = len(row.tokens) + len(question), self.config.text.max_positions
+        if needed + self.config.num_chorus > limit:
+            raise PromptError(
+                f"the question needs {needed} tokens with its pictures; the model has {limit} "
+                f"positions. It begins {item.text[:40]!r}"
+            )
+        return row, question
+
+    def _check_k(self, k: int | None) -> None:
+        if k is not None and not 1 <= k <= self.config.num_chorus:
+            raise ValueError(f"k = {k} is not in 1..{self.config.num_chorus} (chorus tokens)")
+
+    def _check_generation(self, compressed: bool, k: int | None) -> None:
+        if k is not None and not compressed:
+            raise ValueError(f"k = {k} needs compressed=True: native answers see everything")
+        if compressed and not self.config.num_chorus:
+            raise ValueError("this model has no chorus tokens to answer from; ask it natively")
+        self._check_k(k)
+
+    def _kept(self, compressed: bool, k: int | None) -> int | None:
+        return (k or self.config.num_chorus) if compressed else None
+
+    def _batches(self, rows: Sequence[ContextRow]) -> Iterator[tuple[list[int], Context]]:
+        """Groups rows of like size into padded contexts of few static shapes."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, row in enumerate(rows):
+            shape = (_step_up(len(row.tokens)), _step_up(len(row.picture)))
+            groups.setdefault(shape, []).append(i)
+        for (tokens, patches), members in sorted(groups.items()):
+            for first in range(0, len(members), MAX_ROWS):
+                chosen = members[first : first + MAX_ROWS]
+                size = 1 << (len(chosen) - 1).bit_length()
+                padded = [rows[i] for i in chosen] + [rows[chosen[0]]] * (size - len(chosen))
+                slots = tokens + self.config.num_chorus
+                yield chosen, pad_contexts(padded, self.config, slots, patches)
+
+    def _pad_questions(self, questions: list[np.ndarray], rows: int):
+        width = _step_up(max(len(q) for q in questions))
+        tokens = np.full((rows, width), self.config.pad_token_id, np.int32)
+        valid = np.zeros((rows, width), bool)
+        for i in range(rows):
+            question = questions[min(i, len(questions) - 1)]
+            tokens[i, : len(question)], valid[i, : len(question)] = question, True
+        return tokens, valid
+
+    def _text(self, ids: Sequence[int]) -> str:
+        ends = (self.config.eos_token_id, self.config.pad_token_id)
+        kept = []
+        for token in ids:
+            if token in ends:
+                break
+            kept.append(int(token))
+        return self.tokenizer.decode(kept, skip_special_tokens=True)
+
+
+def load(directory: str | Path, step: int | str = "best") -> Model:
+    """Opens a run directory (the best checkpoint unless `step` says "last" or a number) or a
+    Hugging Face directory.
+
+    Raises:
+      FileNotFoundError, ValueError: it is neither, or is damaged; the message says how.
+    """
+    from crem_jax import checkpoint
+    from crem_jax.convert.huggingface import import_hf
+
+    directory = Path(directory)
+    if (directory / checkpoint.CONFIG_FILE).exists():
+        return Model(*checkpoint.load_model(directory, step))
+    if (directory / "config.json").exists():
+        config, params, tokenizer = import_hf(directory)
+        return Model(config, jax.device_put(params), tokenizer)
+    raise FileNotFoundError(
+        f"{directory} is no model: it has neither {checkpoint.CONFIG_FILE} (a run of `crem train` "
+        "or `crem import`) nor config.json (a Hugging Face directory)"
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _embed(config: ModelConfig, params: crem.Params, context: Context, k: int) -> jax.Array:
+    return crem.compress(config, params, context).embedding(k)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "kept"))
+def _memory(
+    config: ModelConfig, params: crem.Params, context: Context, kept: int | None
+) -> Memory:
+    memory = crem.compress(config, params, context)
+    return memory if kept is None else memory.chorus_only(kept)
+
+
+def _as_list(items: Any) -> list[Any]:
+    if isinstance(items, str | bytes) or not isinstance(items, Sequence):
+        raise ValueError(f"expected a list of items, got a {type(items).__name__}")
+    return list(items)
+
+
+def _step_up(count: int) -> int:
+    """Sizes in steps of a quarter of their power of two: few shapes, at most 25 % padding."""
+    if count == 0:
+        return 0
+    step = max(8, 1 << max((count - 1).bit_length() - 3, 0))
+    return -(-count // step) * step

@@ -1,0 +1,175 @@
+"""Orbax checkpoints: a model directory, and the train state inside it.
+
+    DIR/crem.json        the model's configuration
+    DIR/tokenizer/       tokenizer and chat template
+    DIR/checkpoints/N/   params, and for a run also optimizer and data stream position
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from crem_jax.config import ModelConfig
+from crem_jax.data.chat_template import chat_template
+from crem_jax.model import crem
+from crem_jax.train.step import TrainState
+
+CONFIG_FILE = "crem.json"
+
+
+class Checkpointer:
+    """Asynchronous checkpoints of a run: the last one and the best by `metric` are kept.
+
+    Args:
+      directory: the run directory. metric: name of the evaluation metric, higher is better.
+    """
+
+    def __init__(self, directory: str | Path, metric: str | None = None):
+        self.metric = metric
+        keep = [LatestN(n=1)]
+        if metric:
+            keep.append(BestN(get_metric_fn=lambda m: m[metric], n=1, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(preservation_policy=AnyPreservationPolicy(keep))
+        path = Path(directory).absolute() / "checkpoints"
+        self.manager = ocp.CheckpointManager(path, options=options)
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        stream: grain.DatasetIterator | None = None,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        """Starts a save; returns when the state has been copied to the host."""
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "optimizer": ocp.args.StandardSave(_flat(state)),
+        }
+        if stream is not None:
+            items["data"] = grain.checkpoint.CheckpointSave(stream)
+        self.manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+
+    def restore(
+        self, state: TrainState, stream: grain.DatasetIterator
+    ) -> tuple[TrainState, int] | None:
+        """The last state, laid out like `state` (arrays or ShapeDtypeStructs), or None.
+
+        `stream` is moved to where the checkpoint left it.
+        """
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        restored = self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(state.params),
+                optimizer=ocp.args.StandardRestore(_flat(state)),
+                data=grain.checkpoint.CheckpointRestore(stream),
+            ),
+        )
+        leaves = [restored.optimizer[f"{i:04d}"] for i in range(len(restored.optimizer) - 1)]
+        opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
+        return TrainState(restored.optimizer["step"], restored.params, opt_state), step
+
+    def wait(self) -> None:
+        """Returns when every started save is on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.manager.close()
+
+
+def save_model_files(directory: str | Path, config: ModelConfig, tokenizer: Any) -> None:
+    """Writes everything of a model directory but the checkpoints."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.chat_template = chat_template(config)
+    tokenizer.save_pretrained(directory / "tokenizer")
+    (directory / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+
+
+def save_model(
+    directory: str | Path, config: ModelConfig, params: crem.Params, tokenizer: Any
+) -> None:
+    """Writes a whole model directory with one checkpoint, step 0, and waits for it."""
+    with ocp.CheckpointManager(Path(directory).absolute() / "checkpoints") as manager:
+        manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
+    save_model_files(directory, config, tokenizer)
+
+
+def load_config(directory: str | Path) -> ModelConfig:
+    """Reads crem.json.
+
+    Raises:
+      ValueError: it is no JSON, or holds unknown keys.
+    """
+    path = Path(directory) / CONFIG_FILE
+    try:
+        return ModelConfig.from_dict(json.loads(path.read_text()))
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_model(
+    directory: str | Path, step: int | str = "best"
+) -> tuple[ModelConfig, crem.Params, Any]:
+    """(config, params, tokenizer) of a model directory.
+
+    Args:
+      step: "best" (by the metric it was trained for; the last if none was kept), "last", or a
+        step number.
+
+    Raises:
+      FileNotFoundError: no such checkpoint. ValueError: it does not fit the configuration.
+    """
+    from transformers import AutoTokenizer
+
+    directory = Path(directory)
+    config = load_config(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer")
+    path = directory.absolute() / "checkpoints"
+    if not path.is_dir():
+        raise FileNotFoundError(f"{directory} has no checkpoint yet")
+    with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        steps = manager.all_steps()
+        if not steps:
+            raise FileNotFoundError(f"{directory} has no checkpoint yet")
+        if step == "best":
+            marker = directory / "best_step"
+            step = int(marker.read_text()) if marker.exists() else max(steps)
+            step = step if step in steps else max(steps)
+        elif step == "last":
+            step = max(steps)
+        elif step not in steps:
+            raise FileNotFoundError(f"{directory} has no checkpoint of step {step}, only {steps}")
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            ),
+            jax.eval_shape(lambda: crem.init(config, jax.random.key(0))),
+        )
+        restored = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeRestore(
+                    like,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                    partial_restore=True,
+                )
+            ),
+        )
+    return config, restored.params, tokenizer
+
+
+def _flat(state: TrainState) -> dict[str, Any]:
+    """The optimiser's leaves by number: its own structure is made of code, not of names."""
+    leaves = jax.tree.leaves(state.opt_state)
+    return {"step": state.step} | {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}

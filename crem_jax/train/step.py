@@ -1,0 +1,165 @@
+"""One training step: L = α_r L_r + α_g L_g over one compression of every context."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from crem_jax.config import ModelConfig
+from crem_jax.model import crem
+from crem_jax.train.losses import Metrics, info_nce, language_modelling, positives
+from crem_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How the step trains (paper section 3.3).
+
+    Attributes:
+      retrieval, generation: α_r and α_g; 0 leaves a loss out of the compiled step.
+      p_compressed: probability of z = 1 for each sample.
+      elastic: truncate the chorus to a random k ≤ K for half of the retrieval loss and for every
+        compressed sample, so that any k works at inference.
+      temperature: of InfoNCE. learn_temperature: train it from that start.
+      symmetric: InfoNCE in both directions.
+    """
+
+    retrieval: float = 1.0
+    generation: float = 1.0
+    p_compressed: float = 0.5
+    elastic: bool = True
+    temperature: float = 0.02
+    learn_temperature: bool = False
+    symmetric: bool = True
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: int32 []; params and opt_state: float32 trees."""
+
+    step: jax.Array
+    params: crem.Params
+    opt_state: optax.OptState
+
+
+def init_params(model: ModelConfig, loss: LossConfig, key: jax.Array) -> crem.Params:
+    """The model's parameters (still boxed with their axes) and those of the loss."""
+    params = dict(crem.boxed_init(model, key))
+    if loss.learn_temperature:
+        params["loss"] = {"log_temperature": jnp.log(jnp.float32(loss.temperature))}
+    return params
+
+
+def loss_fn(
+    params: crem.Params, batch: Batch, key: jax.Array, model: ModelConfig, loss: LossConfig
+) -> tuple[jax.Array, Metrics]:
+    """The loss of one batch and its parts.
+
+    Args:
+      key: decides z and k.
+    """
+    z_key, retrieval_key, k_key = jax.random.split(key, 3)
+    memories = {
+        name: crem.compress(model, params, context)
+        for name, context in sorted(batch.contexts.items())
+    }
+    total, metrics = jnp.float32(0), {}
+    if loss.retrieval:
+        total, metrics = _retrieval(params, memories, batch, retrieval_key, model, loss)
+        total *= loss.retrieval
+    if loss.generation and batch.targets:
+        generation, parts = _generation(params, memories, batch, (z_key, k_key), model, loss)
+        total += loss.generation * generation
+        metrics |= parts
+    return total, metrics | {"loss": total}
+
+
+def _retrieval(params, memories, batch: Batch, key, model: ModelConfig, loss: LossConfig):
+    temperature = loss.temperature
+    if loss.learn_temperature:
+        temperature = jnp.clip(jnp.exp(params["loss"]["log_temperature"]), 0.005, 1.0)
+    positive = positives(batch.positive_hash, batch.candidate_hash)
+    query_valid, candidate_valid = batch.query_row >= 0, batch.candidate_row >= 0
+
+    def at(k) -> tuple[jax.Array, Metrics]:
+        embeddings = jnp.concatenate([memory.embedding(k) for memory in memories.values()])
+        return info_nce(
+            embeddings[jnp.maximum(batch.query_row, 0)],
+            embeddings[jnp.maximum(batch.candidate_row, 0)],
+            positive,
+            query_valid,
+            candidate_valid,
+            temperature,
+            loss.symmetric,
+        )
+
+    value, metrics = at(model.num_chorus)
+    if loss.elastic:
+        value = (value + at(_random_k(key, (), model.num_chorus))[0]) / 2
+    metrics = {"retrieval": value, **metrics}
+    if loss.learn_temperature:
+        metrics["temperature"] = temperature
+    return value, metrics
+
+
+def _generation(params, memories, batch: Batch, keys, model: ModelConfig, loss: LossConfig):
+    losses, rights, reals, zs = [], [], [], []
+    for i, (name, target) in enumerate(sorted(batch.targets.items())):
+        rows = target.tokens.shape[0]
+        z = jax.random.bernoulli(jax.random.fold_in(keys[0], i), loss.p_compressed, (rows,))
+        memory = memories[name]
+        if loss.elastic:
+            k = _random_k(jax.random.fold_in(keys[1], i), (rows,), model.num_chorus)
+            memory = memory.truncate(jnp.where(z, k, model.num_chorus))
+        hidden, _ = crem.decode(model, params, memory, target, z)
+        hidden = jnp.take_along_axis(hidden, target.answer_slot[..., None], axis=1)
+        each, right = language_modelling(crem.logits(model, params, hidden), target.answer)
+        losses.append(each.reshape(-1))
+        rights.append(right.reshape(-1))
+        reals.append((target.answer >= 0).reshape(-1))
+        zs.append(jnp.broadcast_to(z[:, None], each.shape).reshape(-1))
+    each, right, real, z = (jnp.concatenate(x) for x in (losses, rights, reals, zs))
+
+    def mean(values: jax.Array, chosen: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(chosen, values, 0.0)) / jnp.maximum(jnp.sum(chosen), 1)
+
+    value = mean(each, real)
+    return value, {
+        "generation": value,
+        "generation_native": mean(each, real & ~z),
+        "generation_compressed": mean(each, real & z),
+        "token_accuracy_native": mean(right, real & ~z),
+        "token_accuracy_compressed": mean(right, real & z),
+    }
+
+
+def _random_k(key: jax.Array, shape: tuple[int, ...], largest: int) -> jax.Array:
+    """int32 k, uniform over 1..K."""
+    return jax.random.randint(key, shape, 1, largest + 1)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    seed: int,
+    model: ModelConfig,
+    loss: LossConfig,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Callable[[jax.Array], jax.Array],
+) -> tuple[TrainState, Metrics]:
+    """Pure; jit, donation and shardings are applied where it is called."""
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, batch, key, model, loss
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["learning_rate"] = learning_rate(state.step)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), metrics
