@@ -95,6 +95,7 @@ def test_the_packaged_data_is_rebuilt_from_a_folder_of_pictures(tmp_path):
     (tmp_path / "emoji.jsonl").write_text("\n".join(rows))
     built = build_emoji.main(str(tmp_path), str(tmp_path / "out"))
     assert built == tmp_path / "out" / "emoji" / "1.0.0"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["emoji"]
     again = [*emoji.read_emoji(built, "train"), *emoji.read_emoji(built, "heldout")]
     assert [(e.name, e.keywords, e.split) for e in again] == [
         (e.name, e.keywords, e.split) for e in some

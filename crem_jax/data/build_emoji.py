@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def repack(path: Path) -> bytes:
 def main(source_dir: str, out_dir: str) -> Path:
     """Builds the data set and returns its directory."""
     builder = EmojiBuilder(source_dir, out_dir)
-    builder.download_and_prepare()
+    with tempfile.TemporaryDirectory() as unused:  # tfds wants a folder, though nothing is fetched
+        builder.download_and_prepare(download_dir=unused)
     return Path(builder.data_dir)
 
 
