@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 
 from crem_jax.config import ModelConfig
 from crem_jax.convert.huggingface import import_hf
-from crem_jax.data.prompt import ContextRow, TargetRow
+from crem_jax.data.prompt import ContextRow, TargetRow, pad_contexts, pad_targets
+from crem_jax.model import crem
 from crem_jax.model.crem import Crem
 from crem_jax.model.mask import compression_mask
-from crem_jax.types import CHORUS, CONTEXT, PAD, TARGET, Patches
+from crem_jax.types import CHORUS, CONTEXT, PAD, TARGET, Context, Memory, Patches, Target
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 SPECIAL += ("<|image_pad|>", "<|video_pad|>")
@@ -300,3 +301,25 @@ def theirs(o: Oracle, batch: Batch, z: np.ndarray | None = None) -> tuple[np.nda
         inputs["position_ids"] = torch.from_numpy(batch.position).permute(2, 0, 1)
     hidden = o.torch_model.model(**inputs).last_hidden_state
     return hidden.numpy(), o.torch_model.lm_head(hidden).numpy()
+
+
+def split(
+    o: Oracle, rows: list[Row], slots: int, patches: int, target_slots: int
+) -> tuple[Context, Target]:
+    """The same samples in two halves, as `compress` and `decode` take them."""
+    contexts, targets = zip(*(row.halves() for row in rows), strict=True)
+    return (
+        pad_contexts(contexts, o.config, slots, patches),
+        pad_targets(targets, o.config, target_slots, answers=1),
+    )
+
+
+compress = jax.jit(crem.compress, static_argnums=0)
+decode = jax.jit(crem.decode, static_argnums=0)
+logits = jax.jit(crem.logits, static_argnums=0)
+
+
+def answers(o: Oracle, memory: Memory, target: Target, z) -> np.ndarray:
+    """Logits [B, T, V] of the target region. z: one bool or [B]."""
+    z = jnp.broadcast_to(jnp.asarray(z, bool), memory.next_position.shape)
+    return np.asarray(logits(o.config, o.params, decode(o.config, o.params, memory, target, z)[0]))

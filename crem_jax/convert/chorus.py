@@ -29,16 +29,17 @@ def add_chorus(
 ) -> tuple[ModelConfig, Params, PreTrainedTokenizerFast]:
     """A model with chorus tokens; one that already has them comes back as it is.
 
-    The tokens take the rows that follow the tokenizer's last one, so a table with spare rows keeps
-    its shape. Their embeddings start at the mean of the rows in use plus normal noise of half those
-    rows' own standard deviation (per column): typical of what the layers read, yet all different.
-    An untied head gets the mean row alone: the chorus is never predicted.
+    The tokens take the rows that follow the tokenizer's last one (or the rows it already knows them
+    by), so a table with spare rows keeps its shape. Their embeddings start at the mean of the rows
+    in use plus normal noise of half those rows' own standard deviation (per column): typical of
+    what the layers read, yet all different. An untied head gets the mean row alone: the chorus is
+    never predicted.
 
     Returns:
       New objects; the arguments stay as they were.
 
     Raises:
-      ConfigError: the tokenizer gives the new tokens other rows than the next ones, or is larger
+      ConfigError: the tokenizer knows the tokens by rows that are not consecutive, or is larger
         than the table.
     """
     if config.num_chorus:
@@ -52,8 +53,11 @@ def add_chorus(
     names = chorus_tokens(num_chorus)
     tokenizer.add_tokens(names, special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids(names)
+    first = ids[0]
     if ids != list(range(first, first + num_chorus)):
-        raise ConfigError(f"the tokenizer put {names[0]} … in rows {ids}, expected {first} onwards")
+        raise ConfigError(
+            f"the tokenizer has {names[0]} … in rows {ids}, which are not consecutive"
+        )
     if first + num_chorus > size:
         size = -(-(first + num_chorus) // GROWTH) * GROWTH
 

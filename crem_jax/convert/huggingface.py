@@ -107,10 +107,10 @@ def export_hf(
 
 
 def generation_config(config: ModelConfig) -> dict[str, Any]:
-    """generation_config.json; the chorus is given, never said."""
+    """generation_config.json: answers end with either token, and the chorus is never said."""
     values: dict[str, Any] = {
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_id,
+        "eos_token_id": list(dict.fromkeys((config.eos_token_id, config.pad_token_id))),
         "pad_token_id": config.pad_token_id,
     }
     if config.num_chorus:
