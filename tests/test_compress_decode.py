@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import hf_models as hf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import samples
 
 from crem_jax.model.decoder import empty_cache
 from crem_jax.types import CHORUS, TARGET
@@ -21,7 +24,7 @@ def oracle(seed, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(seed):
-    return hf.rows_of_every_kind(np.random.default_rng(seed))
+    return samples.rows_of_every_kind(np.random.default_rng(seed))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def halves(oracle, rows):
 def test_compress_then_decode_equals_the_one_pass_masked_forward(oracle, rows, halves, z):
     memory, target = halves
     got = hf.answers(oracle, memory, target, z)
-    whole = hf.whole(rows, oracle.config.chorus_ids, 36, PATCHES, "right")
+    whole = samples.whole(rows, oracle.config.chorus_ids, 36, PATCHES, "right")
     _, expected = hf.ours(oracle, whole, np.array(z, bool))
     for b in range(len(rows)):
         worst = np.abs(got[b][target.valid[b]] - expected[b][whole.region[b] == TARGET]).max()
@@ -44,7 +47,7 @@ def test_compress_then_decode_equals_the_one_pass_masked_forward(oracle, rows, h
 
 
 def test_the_embedding_equals_the_one_pass_forward(oracle, rows, halves):
-    whole = hf.whole(rows, oracle.config.chorus_ids, 36, PATCHES, "right")
+    whole = samples.whole(rows, oracle.config.chorus_ids, 36, PATCHES, "right")
     hidden, _ = hf.ours(oracle, whole, False)
     mean = hidden[whole.region == CHORUS].reshape(len(rows), hf.K, -1).mean(axis=1)
     expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
@@ -111,7 +114,7 @@ def test_chorus_only_equals_hiding_the_context(oracle, halves):
 @pytest.mark.parametrize("k", [1, 4])
 def test_k_of_the_chorus_equals_compressing_with_k_tokens(oracle, rows, halves, k):
     memory, target = halves
-    few = hf.dataclasses.replace(oracle, config=oracle.config.replace(num_chorus=k))
+    few = dataclasses.replace(oracle, config=oracle.config.replace(num_chorus=k))
     context, _ = hf.split(few, rows, SLOTS, PATCHES, TARGETS)
     reference = hf.compress(few.config, few.params, context)
     np.testing.assert_allclose(memory.embedding(k), reference.embedding(), atol=1e-5)

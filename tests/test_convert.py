@@ -24,7 +24,7 @@ from crem_jax.convert.card import model_card
 from crem_jax.convert.chorus import add_chorus, chorus_tokens
 from crem_jax.convert.huggingface import export_hf, import_hf
 from crem_jax.convert.safetensors_io import INDEX, SINGLE, Weights
-from crem_jax.data.prompt import Prompter, pad_contexts, pad_targets
+from crem_jax.data.prompt import Prompter, TargetRow, pad_contexts, pad_targets
 from crem_jax.data.records import Item
 
 TEXT = "the tiger, 3 of them!\nétoile <|im_end|>  "
@@ -152,7 +152,7 @@ def test_exported_model_gives_our_logits_in_plain_transformers(exported):
     row = prompter.context(Item(images=(pixels,)))
     memory = hf.compress(config, params, pad_contexts([row], config, 160, len(row.picture)))
     question = prompter.question("what?")
-    target = pad_targets([hf.TargetRow(question, np.full(len(question), -1))], config, 40, 1)
+    target = pad_targets([TargetRow(question, np.full(len(question), -1))], config, 40, 1)
     hidden, _ = hf.decode(config, params, memory, target, np.zeros(1, bool))
     ours = np.asarray(hf.logits(config, params, hidden))[0, : len(question)]
     np.testing.assert_allclose(ours, theirs[-len(question) :], atol=1e-5)

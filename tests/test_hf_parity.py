@@ -5,9 +5,10 @@ from __future__ import annotations
 import hf_models as hf
 import numpy as np
 import pytest
+import samples
 import torch
 
-from crem_jax.types import CHORUS, PAD
+from crem_jax.types import CHORUS, PAD, TARGET
 
 WIDTH, PATCHES = 36, 32
 
@@ -19,11 +20,11 @@ def oracle(request, seed, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(seed):
-    return hf.rows_of_every_kind(np.random.default_rng(seed))
+    return samples.rows_of_every_kind(np.random.default_rng(seed))
 
 
 def batch_of(oracle, rows, side="right"):
-    return hf.whole(rows, oracle.config.chorus_ids, WIDTH, PATCHES, side)
+    return samples.whole(rows, oracle.config.chorus_ids, WIDTH, PATCHES, side)
 
 
 def assert_close(got, expected, where, limit):
@@ -53,7 +54,9 @@ def test_logits_equal_in_a_padded_batch(oracle, rows, side):
 @pytest.mark.parametrize("kind", range(4), ids=["one", "several", "text only", "two"])
 def test_logits_equal_of_a_sample_alone(oracle, rows, kind):
     row = rows[kind]
-    alone = hf.whole([row], oracle.config.chorus_ids, len(row.sequence(range(hf.K))[0]), 32, "left")
+    alone = samples.whole(
+        [row], oracle.config.chorus_ids, len(row.sequence(range(hf.K))[0]), 32, "left"
+    )
     inputs = hf.torch_inputs(alone, oracle.config)
     inputs.pop("attention_mask")
     expected = oracle.torch_model(**inputs).logits.numpy()[0]
@@ -75,7 +78,7 @@ def test_logits_equal_under_the_compression_mask(oracle, rows, z, side):
 def test_compression_changes_the_answer(oracle, rows):
     batch = batch_of(oracle, rows)
     native, compressed = (hf.ours(oracle, batch, z)[1] for z in (False, True))
-    target = batch.region == hf.TARGET
+    target = batch.region == TARGET
     assert np.abs(native - compressed)[target].max() > 0.01
     np.testing.assert_array_equal(
         native[batch.region == CHORUS], compressed[batch.region == CHORUS]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import samples
 
 from crem_jax.model import crem, mask
 from crem_jax.types import CHORUS, CONTEXT, KV, PAD, TARGET
@@ -54,7 +55,7 @@ def test_patches_see_their_own_picture_only():
 def sample(seed, tmp_path_factory):
     """The model, and the same memory and target that the tests of compress and decode use."""
     oracle = hf.oracle(tmp_path_factory.getbasetemp(), seed, bool(seed % 2))
-    rows = hf.rows_of_every_kind(np.random.default_rng(seed))
+    rows = samples.rows_of_every_kind(np.random.default_rng(seed))
     context, target = hf.split(oracle, rows, SLOTS, PATCHES, TARGETS)
     return oracle, context, target
 
