@@ -121,6 +121,12 @@ class ModelConfig:
                     f"chorus rows {self.first_chorus_id}..{last - 1} do not fit in vocab_size "
                     f"{self.text.vocab_size}"
                 )
+        for field in dataclasses.fields(self):
+            row = getattr(self, field.name)
+            if field.name.endswith("_token_id") and not 0 <= row < self.text.vocab_size:
+                raise ConfigError(
+                    f"{field.name} {row} is no row of the {self.text.vocab_size}-row vocabulary"
+                )
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"model.dtype {self.dtype!r} is not one of float32, bfloat16")
         if self.remat not in ("none", "full", "dots"):

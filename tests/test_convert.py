@@ -96,10 +96,6 @@ def test_the_table_names_every_parameter_once():
         assert len(set(names)) == len(names)
 
 
-def test_config_json_there_and_back(oracle):
-    assert ModelConfig.from_hf(json.loads(json.dumps(oracle.config.to_hf()))) == oracle.config
-
-
 # crem → plain transformers
 
 
