@@ -1,8 +1,8 @@
 """The embedded default: CREM from scratch on emoji pictures and scenes, on a laptop CPU.
 
-    crem train --config=configs/emoji.py --workdir=runs/emoji
-    crem train --config=configs/emoji.py:smoke --workdir=runs/smoke        # under a minute
-    crem train --config=configs/emoji.py:arm=retrieval_only --workdir=…    # an ablation arm
+crem train --config=configs/emoji.py --workdir=runs/emoji
+crem train --config=configs/emoji.py:smoke --workdir=runs/smoke        # under a minute
+crem train --config=configs/emoji.py:arm=retrieval_only --workdir=…    # an ablation arm
 """
 
 from ml_collections import ConfigDict
@@ -59,10 +59,10 @@ def get_config(arg: str = "") -> ConfigDict:
         ),
         records=dict(emoji=48, scenes=24),
         buckets=dict(
-            label=dict(slots=24, patches=0, rows=64),
-            text=dict(slots=40, patches=0, rows=56),
-            picture=dict(slots=24, patches=36, rows=52, target_slots=32, answers=14),
-            scene=dict(slots=64, patches=144, rows=24, target_slots=80, answers=32),
+            label=dict(slots=24, patches=0, rows=80),
+            text=dict(slots=36, patches=0, rows=24),
+            picture=dict(slots=26, patches=36, rows=52, target_slots=26, answers=18),
+            scene=dict(slots=58, patches=144, rows=24, target_slots=72, answers=28),
         ),
         candidates=128,
     )

@@ -49,16 +49,23 @@ class Model:
           ValueError: the model has no chorus tokens, k is not in 1..K, or an item is unusable.
         """
         self._check_k(k)
+        return pool(self.chorus_states(items), k)
+
+    def chorus_states(self, items: Sequence[Any]) -> np.ndarray:
+        """Final hidden states of the chorus, float32 [N, K, D]: `pool(states, k)` is `encode(k)`.
+
+        Args and errors: as `encode`.
+        """
         if not self.config.num_chorus:
             raise ValueError(
                 "this model cannot find: it has no chorus tokens (plain Qwen2-VL). "
                 "Give it some with `crem import --chorus 16` and train it"
             )
         rows = [self.prompter.context(Item.of(item)) for item in _as_list(items)]
-        out = np.zeros((len(rows), self.config.text.hidden_size), np.float32)
+        shape = (len(rows), self.config.num_chorus, self.config.text.hidden_size)
+        out = np.zeros(shape, np.float32)
         for chosen, context in self._batches(rows):
-            embedded = _embed(self.config, self.params, context, k or self.config.num_chorus)
-            out[chosen] = np.asarray(embedded)[: len(chosen)]
+            out[chosen] = np.asarray(_chorus(self.config, self.params, context))[: len(chosen)]
         return out
 
     def generate(
@@ -213,15 +220,19 @@ def load(directory: str | Path, step: int | str = "best") -> Model:
     )
 
 
+def pool(states: np.ndarray, k: int | None = None) -> np.ndarray:
+    """Retrieval embeddings of the first k chorus states: [N, K, D] -> float32 [N, D]."""
+    mean = states[:, :k].mean(axis=1)
+    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+
+
 @functools.partial(jax.jit, static_argnames=("config",))
-def _embed(config: ModelConfig, params: crem.Params, context: Context, k: int) -> jax.Array:
-    return crem.compress(config, params, context).embedding(k)
+def _chorus(config: ModelConfig, params: crem.Params, context: Context) -> jax.Array:
+    return crem.compress(config, params, context).chorus
 
 
 @functools.partial(jax.jit, static_argnames=("config", "kept"))
-def _memory(
-    config: ModelConfig, params: crem.Params, context: Context, kept: int | None
-) -> Memory:
+def _memory(config: ModelConfig, params: crem.Params, context: Context, kept: int | None) -> Memory:
     memory = crem.compress(config, params, context)
     return memory if kept is None else memory.chorus_only(kept)
 

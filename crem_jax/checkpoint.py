@@ -1,8 +1,8 @@
 """Orbax checkpoints: a model directory, and the train state inside it.
 
-    DIR/crem.json        the model's configuration
-    DIR/tokenizer/       tokenizer and chat template
-    DIR/checkpoints/N/   params, and for a run also optimizer and data stream position
+DIR/crem.json        the model's configuration
+DIR/tokenizer/       tokenizer and chat template
+DIR/checkpoints/N/   params, and for a run also optimizer and data stream position
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ class Checkpointer:
         self.metric = metric
         keep = [LatestN(n=1)]
         if metric:
-            keep.append(BestN(get_metric_fn=lambda m: m[metric], n=1, keep_checkpoints_without_metrics=False))
+            keep.append(
+                BestN(
+                    get_metric_fn=lambda m: m[metric], n=1, keep_checkpoints_without_metrics=False
+                )
+            )
         options = ocp.CheckpointManagerOptions(preservation_policy=AnyPreservationPolicy(keep))
         path = Path(directory).absolute() / "checkpoints"
         self.manager = ocp.CheckpointManager(path, options=options)
@@ -55,7 +59,8 @@ class Checkpointer:
         }
         if stream is not None:
             items["data"] = grain.checkpoint.CheckpointSave(stream)
-        self.manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        score = {"score": metrics[self.metric]} if metrics and self.metric else None
+        self.manager.save(step, args=ocp.args.Composite(**items), metrics=score)
 
     def restore(
         self, state: TrainState, stream: grain.DatasetIterator
@@ -138,14 +143,15 @@ def load_model(
     path = directory.absolute() / "checkpoints"
     if not path.is_dir():
         raise FileNotFoundError(f"{directory} has no checkpoint yet")
-    with ocp.CheckpointManager(path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with ocp.CheckpointManager(
+        path, options=ocp.CheckpointManagerOptions(read_only=True)
+    ) as manager:
         steps = manager.all_steps()
         if not steps:
             raise FileNotFoundError(f"{directory} has no checkpoint yet")
         if step == "best":
-            marker = directory / "best_step"
-            step = int(marker.read_text()) if marker.exists() else max(steps)
-            step = step if step in steps else max(steps)
+            best = manager.best_step()
+            step = max(steps) if best is None else best
         elif step == "last":
             step = max(steps)
         elif step not in steps:
@@ -167,6 +173,10 @@ def load_model(
             ),
         )
     return config, restored.params, tokenizer
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["score"]
 
 
 def _flat(state: TrainState) -> dict[str, Any]:

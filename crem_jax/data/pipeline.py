@@ -82,7 +82,9 @@ class BatchSpec:
         return dataclasses.replace(
             self,
             buckets={
-                name: dataclasses.replace(bucket, rows=share(f"data.buckets.{name}.rows", bucket.rows))
+                name: dataclasses.replace(
+                    bucket, rows=share(f"data.buckets.{name}.rows", bucket.rows)
+                )
                 for name, bucket in self.buckets.items()
             },
             records={n: share(f"data.records.{n}", v) for n, v in self.records.items()},
@@ -97,9 +99,7 @@ class Batcher:
       spec: of the global batch. process, processes: whose share this is.
     """
 
-    def __init__(
-        self, spec: BatchSpec, prompter: Prompter, process: int = 0, processes: int = 1
-    ):
+    def __init__(self, spec: BatchSpec, prompter: Prompter, process: int = 0, processes: int = 1):
         self.spec, self.prompter = spec.local(processes), prompter
         self.names = sorted(spec.buckets)
         # Row numbers are global: every process fills its own stretch of each bucket.
@@ -139,7 +139,9 @@ class Batcher:
                 talk = self.prompter.target(record.turns) if record.turns else None
                 row = place(record.query, talk)
                 if row is None:
-                    raise PromptError(f"no data.buckets entry has room; it needs {self._size(record)}")
+                    raise PromptError(
+                        f"no data.buckets entry has room; it needs {self._size(record)}"
+                    )
             except ValueError as error:
                 raise ValueError(f"record {record.id!r} of {record.source!r}: {error}") from error
             if record.positives:

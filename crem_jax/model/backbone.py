@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from crem_jax.config import TextConfig
 from crem_jax.model.attention import attend
 from crem_jax.model.layers import Dense, RMSNorm, SwiGLU
-from crem_jax.model.rope import rotate, text_angles
+from crem_jax.model.rope import Rotation, rotate, text_rotation
 from crem_jax.model.vision import scanned
 from crem_jax.types import KV
 
@@ -24,7 +24,7 @@ class Block(nn.Module):
         x: jax.Array,
         memory: KV | None,
         buffer: KV | None,
-        angles: jax.Array,
+        rotation: Rotation,
         memory_visible: jax.Array | None,
         self_visible: jax.Array,
         start: jax.Array | None,
@@ -36,7 +36,7 @@ class Block(nn.Module):
           memory: keys and values [B, S, G, H] to attend to beside the own ones, or None.
           buffer: own keys and values so far [B, C, G, H]; the new ones are written at `start`.
             None when x is the whole sequence.
-          angles: [B, T, H/2].
+          rotation: of the T slots.
           memory_visible: bool [B, T or 1, S]. self_visible: bool [B, T, T or C].
           start: int32 [].
 
@@ -51,9 +51,9 @@ class Block(nn.Module):
                 (heads, cfg.head_dim), ("embed", axis, "head_dim"), dtype=self.dtype, name=name
             )(y)
 
-        q = rotate(project("q", cfg.num_heads, "heads"), angles)
+        q = rotate(project("q", cfg.num_heads, "heads"), rotation)
         own = KV(
-            keys=rotate(project("k", cfg.num_kv_heads, "kv_heads"), angles),
+            keys=rotate(project("k", cfg.num_kv_heads, "kv_heads"), rotation),
             values=project("v", cfg.num_kv_heads, "kv_heads"),
         )
         if buffer is not None:
@@ -124,8 +124,8 @@ class Backbone(nn.Module):
           Hidden states [B, T, D], and the keys and values [L, B, T or C, G, H].
         """
         cfg = self.config
-        angles = text_angles(position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
-        x, kv = self.layers(x, memory, buffer, angles, memory_visible, self_visible, start)
+        rotation = text_rotation(position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
+        x, kv = self.layers(x, memory, buffer, rotation, memory_visible, self_visible, start)
         return self.norm(x), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:

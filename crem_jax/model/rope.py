@@ -6,36 +6,44 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def text_angles(position: jax.Array, dim: int, theta: float, section: Sequence[int]) -> jax.Array:
-    """M-RoPE angles (Qwen2-VL section 2.1). position: int32 [B, T, 3] -> float32 [B, T, H/2].
+Rotation = tuple[jax.Array, jax.Array]
+"""Cosines and sines, float32 [B, T, 1, H/2] each: computed once, used by every layer."""
+
+
+def text_rotation(position: jax.Array, dim: int, theta: float, section: Sequence[int]) -> Rotation:
+    """M-RoPE (Qwen2-VL section 2.1). position: int32 [B, T, 3].
 
     The H/2 frequencies are split into `section`; the parts turn with time, height and width.
     """
-    frequency = _frequencies(dim, theta)
-    axis = jnp.repeat(jnp.arange(3), jnp.asarray(section), total_repeat_length=dim // 2)
-    return jnp.take(position, axis, axis=-1).astype(jnp.float32) * frequency
+    axis = np.repeat(np.arange(3), section)
+    return _turn(position[..., axis].astype(jnp.float32) * _frequencies(dim, theta))
 
 
-def vision_angles(position: jax.Array, dim: int, theta: float) -> jax.Array:
+def vision_rotation(position: jax.Array, dim: int, theta: float) -> Rotation:
     """Half the frequencies turn with the patch row, half with its column.
 
-    position: int32 [B, P, 2] -> float32 [B, P, H/2].
+    position: int32 [B, P, 2].
     """
     angles = position[..., None].astype(jnp.float32) * _frequencies(dim // 2, theta)
-    return angles.reshape(*position.shape[:-1], dim // 2)
+    return _turn(angles.reshape(*position.shape[:-1], dim // 2))
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     """Rotates the two halves of the last axis against each other, in float32.
 
-    x: [B, T, heads, H], angles: [B, T, H/2] -> [B, T, heads, H] in x's dtype.
+    x: [B, T, heads, H] -> [B, T, heads, H] in x's dtype.
     """
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    cos, sin = rotation
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
+
+
+def _turn(angles: jax.Array) -> Rotation:
+    return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
 
 def _frequencies(dim: int, theta: float) -> jax.Array:

@@ -10,7 +10,7 @@ from crem_jax.config import VisionConfig
 from crem_jax.model.attention import attend
 from crem_jax.model.layers import Dense, LayerNorm
 from crem_jax.model.mask import picture_mask
-from crem_jax.model.rope import rotate, vision_angles
+from crem_jax.model.rope import Rotation, rotate, vision_rotation
 from crem_jax.types import Patches
 
 
@@ -23,8 +23,8 @@ class VisionBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, angles: jax.Array, visible: jax.Array):
-        """x: [B, P, E], angles: [B, P, H/2], visible: bool [B, P, P]; returns (x, None)."""
+    def __call__(self, x: jax.Array, rotation: Rotation, visible: jax.Array):
+        """x: [B, P, E], rotation: of the patches, visible: bool [B, P, P]; returns (x, None)."""
         cfg = self.config
         heads = (cfg.num_heads, cfg.head_dim)
         qkv = Dense(
@@ -34,7 +34,7 @@ class VisionBlock(nn.Module):
             name="qkv",
         )(LayerNorm(name="norm1")(x))
         q, k, v = (qkv[:, :, i] for i in range(3))
-        out = attend(rotate(q, angles), [(rotate(k, angles), v, visible)])
+        out = attend(rotate(q, rotation), [(rotate(k, rotation), v, visible)])
         x = x + Dense(
             (cfg.embed_dim,),
             ("vision_heads", "head_dim", "vision_embed"),
@@ -85,10 +85,10 @@ class VisionTower(nn.Module):
         kernel = jnp.sum(kernel, axis=1).reshape(cfg.patch_values, cfg.embed_dim)
         x = x.astype(self.dtype) @ kernel.astype(self.dtype)
 
-        angles = vision_angles(patches.position, cfg.head_dim, cfg.rope_theta)
+        rotation = vision_rotation(patches.position, cfg.head_dim, cfg.rope_theta)
         visible = picture_mask(patches.picture)
         x, _ = scanned(VisionBlock, cfg.depth, self.remat)(cfg, self.dtype, name="blocks")(
-            x, angles, visible
+            x, rotation, visible
         )
 
         batch, count, width = x.shape
@@ -104,7 +104,9 @@ class VisionTower(nn.Module):
 def scanned(block: type[nn.Module], length: int, remat: str, in_axes=nn.broadcast):
     """`block` repeated over stacked parameters [length, …], rematerialised by the named policy."""
     if remat != "none":
-        policy = None if remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = (
+            None if remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        )
         block = nn.remat(block, policy=policy, prevent_cse=False)
     return nn.scan(
         block,

@@ -1,0 +1,139 @@
+"""How well a model finds and tells in the embedded world, on what it has never seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter, defaultdict
+
+import numpy as np
+
+from crem_jax.api import Model, pool
+from crem_jax.data.sources.emoji import WHAT, EmojiPictures, load_emoji, same_picture_names
+from crem_jax.data.sources.questions import MAX_EDITS, questions
+from crem_jax.data.sources.scenes import Scenes
+from crem_jax.evaluate.ranking import precision_at, ranks
+
+SCENES = 256
+DESCRIBED = 512
+ELASTIC = (1, 2, 4, 8, 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question about a held-out scene. kind: what, where, count, relation, tone."""
+
+    scene: int
+    kind: str
+    question: str
+    answer: str
+
+
+def evaluate(model: Model) -> dict[str, float]:
+    """Every figure of the embedded default, under the keys of `summary.json`."""
+    scores: dict[str, float] = {}
+    if model.config.num_chorus:
+        scores |= names(model) | scenes(model)
+    return scores | visual_questions(model) | describe(model)
+
+
+def quick(model: Model) -> dict[str, float]:
+    """A cheap subset, for the curve during training."""
+    return {k: v for k, v in names(model).items() if not isinstance(v, dict)} | describe(model, 128)
+
+
+def names(model: Model) -> dict[str, float]:
+    """Held-out pictures → their name among all names, and back among the held-out pictures."""
+    everything, heldout = load_emoji("all"), EmojiPictures("heldout")
+    pictures = model.chorus_states([heldout.draw(i) for i in range(len(heldout))])
+    labels = model.chorus_states([emoji.name for emoji in everything])
+    true = [set(same_picture_names(heldout[i])) for i in range(len(heldout))]
+    positive = np.array([[emoji.name in names for emoji in everything] for names in true])
+    own = [i for i, emoji in enumerate(everything) if emoji.split == "heldout"]
+    scores = pool(pictures) @ pool(labels).T
+    elastic = {
+        k: precision_at(pool(pictures, k) @ pool(labels, k).T, positive, 5)
+        for k in ELASTIC
+        if k <= model.config.num_chorus
+    }
+    return {
+        "heldout_name_p1": precision_at(scores, positive, 1),
+        "heldout_name_p5": precision_at(scores, positive, 5),
+        "heldout_picture_p1": precision_at(scores[:, own].T, positive[:, own].T, 1),
+        "elastic": elastic,
+    }
+
+
+def scenes(model: Model) -> dict[str, float]:
+    """Held-out scenes: caption ⇄ picture, and the true caption against one-attribute edits."""
+    records = _records(SCENES)
+    pictures = model.encode([record.query for record in records])
+    captions = model.encode([record.positives[0] for record in records])
+    scores, diagonal = pictures @ captions.T, np.eye(SCENES, dtype=bool)
+    edits = model.encode([item for record in records for item in record.negatives])
+    edits = edits.reshape(SCENES, MAX_EDITS, -1)
+    own = np.einsum("qd,qd->q", pictures, captions)[:, None]
+    hard = np.concatenate([own, np.einsum("qd,qmd->qm", pictures, edits)], axis=1)
+    first = np.zeros(hard.shape, bool)
+    first[:, 0] = True
+    to_caption, to_picture = ranks(scores, diagonal), ranks(scores.T, diagonal)
+    return {
+        "scene_p1": float((np.mean(to_caption == 0) + np.mean(to_picture == 0)) / 2),
+        "scene_hard_p1": precision_at(hard, first),
+    }
+
+
+def visual_questions(model: Model, count: int = SCENES) -> dict[str, float]:
+    """Exact answers about held-out scenes, natively and from the chorus alone."""
+    asked, records = scene_questions(count), _records(count)
+    items = [{"image": records[q.scene].query.images[0], "text": q.question} for q in asked]
+    truth = [q.answer for q in asked]
+    out = {"scene_vqa_native": _exact(model.generate(items, max_new_tokens=8), truth)}
+    if model.config.num_chorus:
+        answers = model.generate(items, compressed=True, max_new_tokens=8)
+        out["scene_vqa_compressed"] = _exact(answers, truth)
+    by_kind = defaultdict(Counter)
+    for q in asked:
+        by_kind[q.kind][q.answer] += 1
+    commonest = sum(answers.most_common(1)[0][1] for answers in by_kind.values())
+    return out | {"scene_vqa_majority": commonest / len(asked)}
+
+
+def describe(model: Model, count: int = DESCRIBED) -> dict[str, float]:
+    """Exact names of seen emoji, natively and from the chorus alone."""
+    seen = EmojiPictures("train")
+    chosen = np.random.default_rng(0).permutation(len(seen))[:count]
+    items = [{"image": seen.draw(int(i)), "text": WHAT} for i in chosen]
+    truth = [same_picture_names(seen[int(i)]) for i in chosen]
+    native = model.generate(items, max_new_tokens=20)
+    out = {"describe_seen_exact_native": _exact(native, truth)}
+    if model.config.num_chorus:
+        compressed = model.generate(items, compressed=True, max_new_tokens=20)
+        out["describe_seen_exact_compressed"] = _exact(compressed, truth)
+    return out
+
+
+@functools.cache
+def scene_questions(count: int = SCENES) -> tuple[Question, ...]:
+    """All questions about the first `count` held-out scenes."""
+    source = Scenes("heldout")
+    return tuple(
+        Question(i, kind, question, answer)
+        for i in range(count)
+        for kind, question, answer in questions(source.scene(i), np.random.default_rng(i))
+    )
+
+
+@functools.cache
+def _records(count: int):
+    source = Scenes("heldout", negatives=MAX_EDITS)
+    return [source.record(i) for i in range(count)]
+
+
+def _exact(answers: list[str], truth: list) -> float:
+    """Share of answers equal to the truth, or to one of several truths."""
+    right = [
+        answer == true if isinstance(true, str) else answer in true
+        for answer, true in zip(answers, truth, strict=True)
+    ]
+    return float(np.mean(right))

@@ -1,0 +1,30 @@
+"""Ranking measures. A tie is a miss: a constant embedding scores 0, not 100."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def ranks(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Pessimistic rank of the best positive of each row, 0 is first.
+
+    Args:
+      scores: float [Q, M]. positive: bool [Q, M], at least one a row.
+
+    Returns:
+      int [Q]: how many other candidates score at least as high as the best positive.
+
+    Raises:
+      ValueError: a score is not finite, or a row has no positive.
+    """
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{np.sum(~np.isfinite(scores))} scores are not finite")
+    if not positive.any(axis=1).all():
+        raise ValueError(f"{np.sum(~positive.any(axis=1))} queries have no positive candidate")
+    best = np.where(positive, scores, -np.inf).max(axis=1, keepdims=True)
+    return np.sum(~positive & (scores >= best), axis=1)
+
+
+def precision_at(scores: np.ndarray, positive: np.ndarray, k: int = 1) -> float:
+    """Share of queries with a positive among the first k."""
+    return float(np.mean(ranks(scores, positive) < k))

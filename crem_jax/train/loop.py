@@ -1,0 +1,181 @@
+"""`train(config, workdir)`: reads top to bottom, one banner a stage."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from crem_jax import mesh as meshes
+from crem_jax.api import Model
+from crem_jax.checkpoint import Checkpointer, save_model_files
+from crem_jax.train.metrics import MetricsLog
+from crem_jax.train.progress import Progress
+from crem_jax.train.setup import make_parts
+from crem_jax.train.step import TrainState, init_params, train_step
+from crem_jax.types import Batch
+
+Evaluate = Callable[[Model], dict[str, float]]
+
+
+def train(config: ConfigDict, workdir: str | Path, evaluate: Evaluate | None = None) -> Model:
+    """Trains until `config.steps`, continuing from the last checkpoint in `workdir` if there is one.
+
+    Args:
+      config: see `configs/`. workdir: the run directory, made if absent.
+      evaluate: called every `config.eval_every` steps; its metrics are logged under `eval/`.
+
+    Returns:
+      The trained model, with the last parameters.
+
+    Raises:
+      ValueError: the config makes no sense, or `workdir` holds a run of another config.
+    """
+    workdir = Path(workdir)
+    parts = make_parts(config)
+    _claim(workdir, config)
+
+    # ---------------------------------------------------------------- Mesh
+    mesh = meshes.make_mesh(_mesh_shape(config.mesh))
+    whole, by_row = meshes.replicated(mesh), meshes.rows(mesh)
+
+    # --------------------------------------------------------------- State
+    def fresh(key: jax.Array) -> TrainState:
+        params = nn.meta.unbox(init_params(parts.model, parts.loss, key))
+        return TrainState(jnp.zeros((), jnp.int32), params, parts.optimizer.init(params))
+
+    key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(lambda: init_params(parts.model, parts.loss, jax.random.key(0)))
+    shardings = _state_shardings(jax.eval_shape(fresh, key), abstract, mesh)
+    state = jax.jit(fresh, out_shardings=shardings)(key)
+
+    # --------------------------------------------------------------- Input
+    stream = parts.stream.iterate(config.steps)
+
+    # ---------------------------------------------------------- Checkpoint
+    save_model_files(workdir, parts.model, parts.tokenizer)
+    best_metric = config.get("best_metric") if evaluate else None
+    checkpointer = Checkpointer(workdir, best_metric)
+    restored = checkpointer.restore(state, stream)
+    first = 0
+    if restored is not None:
+        state, first = restored
+
+    # --------------------------------------------------------- Update step
+    update = jax.jit(
+        functools.partial(
+            train_step,
+            seed=config.seed,
+            model=parts.model,
+            loss=parts.loss,
+            optimizer=parts.optimizer,
+            learning_rate=parts.learning_rate,
+        ),
+        in_shardings=(shardings, None),
+        out_shardings=(shardings, whole),
+        donate_argnums=0,
+    )
+
+    # ---------------------------------------------------------------- Loop
+    log = MetricsLog(workdir / "metrics.jsonl", first)
+    samples = sum(parts.stream.spec.records.values())
+    with jax.set_mesh(mesh), Progress(config.steps, first, samples) as progress:
+        pending: list[dict[str, jax.Array]] = []
+        since = time.perf_counter()
+        for step in range(first + 1, config.steps + 1):
+            state, metrics = update(state, _put(next(stream), by_row, whole))
+            pending.append(metrics)
+            last = step == config.steps
+            if step % config.log_every == 0 or last:
+                values = _mean(pending)
+                took = time.perf_counter() - since
+                values["samples_per_second"] = samples * len(pending) / took
+                log.write(step, values)
+                progress.show(step, values)
+                pending, since = [], time.perf_counter()
+            if step % config.eval_every == 0 or last:
+                scores = {}
+                if evaluate is not None:
+                    progress.note("evaluating")
+                    model = Model(parts.model, _model_params(state), parts.tokenizer)
+                    scores = {f"eval/{k}": float(v) for k, v in evaluate(model).items()}
+                    log.write(step, scores)
+                    progress.show(step, scores)
+                checkpointer.save(step, state, stream, scores or None)
+                since = time.perf_counter()
+    checkpointer.close()
+    log.close()
+    return Model(parts.model, _model_params(state), parts.tokenizer)
+
+
+def _model_params(state: TrainState) -> dict:
+    return {name: state.params[name] for name in ("backbone", "vision")}
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
+    """Writes the recipe, or checks that the run there has the same one."""
+    recipe = json.loads(config.to_json_best_effort())
+    path = workdir / "recipe.json"
+    if path.exists():
+        there = json.loads(path.read_text())
+        different = sorted(k for k in {*there, *recipe} if there.get(k) != recipe.get(k))
+        if different:
+            raise ValueError(
+                f"{workdir} holds a run with another config (different: {', '.join(different)}); "
+                "give another --workdir, or the same config to resume"
+            )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(recipe, indent=1) + "\n")
+
+
+def _mesh_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """One -1 is replaced by what is left of the devices."""
+    fixed = int(np.prod([size for size in shape if size != -1]))
+    return tuple(jax.device_count() // fixed if size == -1 else size for size in shape)
+
+
+def _state_shardings(state: TrainState, boxed_params, mesh) -> TrainState:
+    """The optimiser's moments are laid out like the parameters they belong to."""
+    whole = meshes.replicated(mesh)
+    by_param = meshes.param_shardings(boxed_params, mesh)
+    structure = jax.tree.structure(state.params)
+
+    def like_params(node) -> bool:
+        return jax.tree.structure(node) == structure
+
+    opt_state = jax.tree.map(
+        lambda node: by_param if like_params(node) else whole, state.opt_state, is_leaf=like_params
+    )
+    return TrainState(whole, by_param, opt_state)
+
+
+def _put(batch: Batch, by_row, whole) -> Batch:
+    """Host arrays to the mesh: rows of contexts split over it, the small index arrays everywhere."""
+
+    def put(tree, sharding):
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+        )
+
+    return Batch(
+        contexts=put(batch.contexts, by_row),
+        targets=put(batch.targets, by_row),
+        query_row=put(batch.query_row, by_row),
+        positive_hash=put(batch.positive_hash, by_row),
+        candidate_row=put(batch.candidate_row, by_row),
+        candidate_hash=put(batch.candidate_hash, by_row),
+    )
+
+
+def _mean(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
+    fetched = jax.device_get(pending)
+    return {key: float(np.mean([metrics[key] for metrics in fetched])) for key in fetched[0]}

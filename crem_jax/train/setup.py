@@ -1,0 +1,81 @@
+"""From a config to the parts of a run: model, tokenizer, stream, optimiser."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+from transformers import AutoTokenizer
+
+from crem_jax.config import ConfigError, ModelConfig
+from crem_jax.convert.chorus import chorus_tokens
+from crem_jax.data.pipeline import Stream
+from crem_jax.data.prompt import Prompter
+from crem_jax.data.registry import make_batch_spec, make_sources
+from crem_jax.train.optim import make_optimizer, schedule
+from crem_jax.train.step import LossConfig
+
+TOKENIZER_DIR = Path(__file__).parents[1] / "assets" / "tokenizer"
+_SPECIAL = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+    "bos_token_id": "<|endoftext|>",
+    "eos_token_id": "<|im_end|>",
+    "pad_token_id": "<|endoftext|>",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    model: ModelConfig
+    loss: LossConfig
+    tokenizer: Any
+    stream: Stream
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+
+
+def make_parts(config: ConfigDict) -> Parts:
+    """Raises ConfigError or ValueError naming the key for a config that makes no sense."""
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_DIR)
+    model = scratch_model(config.model, tokenizer)
+    return Parts(
+        model=model,
+        loss=_loss(config, model),
+        tokenizer=tokenizer,
+        stream=Stream(
+            make_sources(config.data.sources),
+            make_batch_spec(config.data),
+            Prompter(model, tokenizer),
+            config.seed,
+            jax.process_index(),
+            jax.process_count(),
+        ),
+        optimizer=make_optimizer(config.optim, config.steps),
+        learning_rate=schedule(config.optim, config.steps),
+    )
+
+
+def scratch_model(section: ConfigDict, tokenizer: Any) -> ModelConfig:
+    """The `model` section with the tokenizer's special token ids filled in."""
+    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in _SPECIAL.items()}
+    values = {**section.to_dict(), **ids}
+    if section.get("num_chorus", 0):
+        values["first_chorus_id"] = tokenizer.convert_tokens_to_ids(chorus_tokens(1)[0])
+    return ModelConfig.from_dict(values)
+
+
+def _loss(config: ConfigDict, model: ModelConfig) -> LossConfig:
+    known = {field.name for field in dataclasses.fields(LossConfig)}
+    unknown = sorted(set(config.loss) - known)
+    if unknown:
+        raise ConfigError(f"unknown key loss.{unknown[0]}; known keys: {', '.join(sorted(known))}")
+    return LossConfig(**{"temperature": model.temperature, **config.loss})
