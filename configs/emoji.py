@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
             embed_dim=96,
             num_heads=3,
             patch_size=8,
-            mlp_ratio=3.0,
+            mlp_ratio=3,
             min_pixels=48 * 48,
             max_pixels=96 * 96,
             image_mean=(0.6, 0.6, 0.6),
@@ -61,8 +61,8 @@ def get_config(arg: str = "") -> ConfigDict:
         buckets=dict(
             label=dict(slots=24, patches=0, rows=80),
             text=dict(slots=36, patches=0, rows=24),
-            picture=dict(slots=26, patches=36, rows=52, target_slots=26, answers=18),
-            scene=dict(slots=58, patches=144, rows=24, target_slots=72, answers=28),
+            picture=dict(slots=26, patches=36, rows=52, target_slots=28, answers=19),
+            scene=dict(slots=62, patches=144, rows=24, target_slots=80, answers=32),
         ),
         candidates=128,
     )

@@ -7,7 +7,8 @@ Shape letters, used in every docstring and einsum:
   P  picture patches of one row          V  vocabulary
   N  query heads                         G  key/value heads
   R  query heads per key/value head      H  head dimension
-  C  slots of a key/value buffer         M  retrieval candidates, Q  retrieval queries, A  answer tokens of a row
+  C  slots of a key/value buffer         A  answer tokens of a row
+  Q  retrieval queries                   M  retrieval candidates
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Memory:
         return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
     def truncate(self, k: int | jax.Array) -> Memory:
-        """The memory as if only the first k chorus tokens had been given; shapes stay. k: [] or [B]."""
+        """The memory as if only the first k ([] or [B]) chorus tokens were given; shapes stay."""
         k = jnp.broadcast_to(jnp.asarray(k), self.next_position.shape)
         slot = jnp.arange(self.region.shape[1]) - (self.region.shape[1] - self.num_chorus)
         region = jnp.where((slot[None] >= k[:, None]), PAD, self.region)

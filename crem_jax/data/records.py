@@ -41,7 +41,7 @@ class Item:
 
     @staticmethod
     def of(value: Any) -> Item:
-        """An Item from what people pass to `encode`: text, a picture, or {"text":…, "image(s)":…}."""
+        """What people pass to `encode` as an Item: text, a picture, {"text":…, "image(s)":…}."""
         if isinstance(value, Item):
             return value
         if isinstance(value, str):

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 Rotation = tuple[jax.Array, jax.Array]
 """Cosines and sines, float32 [B, T, 1, H/2] each: computed once, used by every layer."""
 

@@ -27,7 +27,7 @@ Evaluate = Callable[[Model], dict[str, float]]
 
 
 def train(config: ConfigDict, workdir: str | Path, evaluate: Evaluate | None = None) -> Model:
-    """Trains until `config.steps`, continuing from the last checkpoint in `workdir` if there is one.
+    """Trains until `config.steps`, continuing from the last checkpoint in `workdir`, if any.
 
     Args:
       config: see `configs/`. workdir: the run directory, made if absent.
@@ -159,7 +159,7 @@ def _state_shardings(state: TrainState, boxed_params, mesh) -> TrainState:
 
 
 def _put(batch: Batch, by_row, whole) -> Batch:
-    """Host arrays to the mesh: rows of contexts split over it, the small index arrays everywhere."""
+    """Host arrays to the mesh, every leading axis split over it."""
 
     def put(tree, sharding):
         return jax.tree.map(
