@@ -6,9 +6,10 @@ item twice in a batch is encoded once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import grain
@@ -135,23 +136,22 @@ class Batcher:
             return placed[key]
 
         for record in records:
-            try:
+            with _naming(record):
                 talk = self.prompter.target(record.turns) if record.turns else None
                 row = place(record.query, talk)
                 if row is None:
                     raise PromptError(
                         f"no data.buckets entry has room; it needs {self._size(record)}"
                     )
-            except ValueError as error:
-                raise ValueError(f"record {record.id!r} of {record.source!r}: {error}") from error
             if record.positives:
                 queries.append((row, [item.content_hash() for item in record.positives]))
-        wanted = [item for record in records for item in record.positives[:1]]
-        wanted += [item for record in records for item in record.negatives]
-        for item in wanted:
+        wanted = [(record, item) for record in records for item in record.positives[:1]]
+        wanted += [(record, item) for record in records for item in record.negatives]
+        for record, item in wanted:
             key = item.content_hash()
             if key not in candidates and len(candidates) < spec.candidates:
-                row = place(item)
+                with _naming(record):
+                    row = place(item)
                 if row is not None:
                     candidates[key] = row
 
@@ -253,6 +253,15 @@ class Stream:
         if hasattr(source, "clustered_order"):
             return source.clustered_order(rng)
         return rng.permutation(len(source))
+
+
+@contextlib.contextmanager
+def _naming(record: Record) -> Iterator[None]:
+    """Errors name the record they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"record {record.id!r} of {record.source!r}: {error}") from error
 
 
 @functools.lru_cache(maxsize=4)

@@ -61,21 +61,22 @@ class Prompter:
     def __init__(self, config: ModelConfig, tokenizer):
         self.config = config
         self.tokenizer = tokenizer
-        self.tokens = functools.lru_cache(maxsize=1 << 17)(self._tokens)
-        system = config.system_prompt
-        head = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-        self._head = self.tokens(f"{head}<|im_start|>user\n")
-        self._to_answer = self.tokens("<|im_end|>\n<|im_start|>assistant\n")
-        self._end = self.tokens("<|im_end|>")
-        self._to_question = self.tokens("\n<|im_start|>user\n")
+        self.user_tokens = functools.lru_cache(maxsize=1 << 17)(self._user_tokens)
+        text, system = self.user_tokens, config.system_prompt
+        start, end = (
+            tokenizer.convert_tokens_to_ids(f"<|im_{word}|>") for word in ("start", "end")
+        )
+        opening = (start, *text(f"system\n{system}"), end, *text("\n")) if system else ()
+        self._head = (*opening, start)
+        self._to_answer = (end, *text("\n"), start, *text("assistant\n"))
+        self._end = (end,)
+        self._to_question = (*text("\n"), start, *text("user\n"))
 
-    def _tokens(self, text: str, trusted: bool = True) -> tuple[int, ...]:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not trusted)
-        return tuple(encoded["input_ids"])
-
-    def user_tokens(self, text: str) -> tuple[int, ...]:
+    def _user_tokens(self, text: str) -> tuple[int, ...]:
         """Tokens of a text that is not ours; special tokens written in it stay plain text."""
-        return self.tokens(text, trusted=False)
+        # Always the same switch: it is state of the tokenizer that other threads would see flip.
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return tuple(encoded["input_ids"])
 
     def context(self, item: Item | None) -> ContextRow:
         """Tokens, M-RoPE positions (Qwen2-VL section 2.1) and patches of one item.
@@ -84,7 +85,9 @@ class Prompter:
         """
         cfg = self.config
         item = item or _NOTHING
-        tokens, positions = list(self._head), []
+        # One piece with what precedes it, as a tokenizer may join line breaks.
+        opening = self.user_tokens("user\n" if item.images else f"user\n{item.text}")
+        tokens, positions = [*self._head, *opening], []
         pixels, patch_positions, pictures = [], [], []
         start = len(tokens)
         positions.append(_text_positions(0, start))
@@ -103,12 +106,13 @@ class Prompter:
             start += 1 + int(max(rows, columns))
             positions.append(_text_positions(start, 1))
             start += 1
-        text = self.user_tokens(item.text)
+        text = self.user_tokens(item.text) if item.images else ()
         tokens.extend(text)
         positions.append(_text_positions(start, len(text)))
-        if start + len(text) + cfg.num_chorus > cfg.text.max_positions:
+        needed = start + len(text) + cfg.num_chorus
+        if needed > cfg.text.max_positions:
             raise PromptError(
-                f"the prompt has {len(tokens)} tokens, more than the model's "
+                f"the prompt needs {needed} positions, chorus included, more than the model's "
                 f"{cfg.text.max_positions} positions; its text begins {item.text[:40]!r}"
             )
         values = cfg.vision.patch_values
