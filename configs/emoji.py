@@ -51,6 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
         num_chorus=8,
         temperature=0.05,
         system_prompt="",
+        unroll=3,
     )
     config.data = dict(
         sources=dict(
@@ -62,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
             label=dict(slots=24, patches=0, rows=80),
             text=dict(slots=36, patches=0, rows=24),
             picture=dict(slots=26, patches=36, rows=52, target_slots=28, answers=19),
-            scene=dict(slots=62, patches=144, rows=24, target_slots=80, answers=32),
+            scene=dict(slots=62, patches=144, rows=24, target_slots=56, answers=28),
         ),
         candidates=128,
     )
@@ -70,12 +71,13 @@ def get_config(arg: str = "") -> ConfigDict:
         retrieval=1.0,
         generation=1.0,
         p_compressed=0.5,
-        elastic=True,
+        elastic=0.5,
         learn_temperature=False,
         symmetric=True,
     )
     config.optim = dict(
-        lr=2e-3,
+        name="muon",
+        lr=3e-3,
         warmup=50,
         decay="cosine",
         final=0.0,

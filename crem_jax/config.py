@@ -112,6 +112,7 @@ class ModelConfig:
     system_prompt: str = "You are a helpful assistant."
     dtype: str = "float32"
     remat: str = "none"
+    unroll: int = 1
 
     def __post_init__(self):
         if self.num_chorus:

@@ -137,7 +137,7 @@ class Batcher:
 
         for record in records:
             with _naming(record):
-                talk = self.prompter.target(record.turns) if record.turns else None
+                talk = self._conversation(record)
                 row = place(record.query, talk)
                 if row is None:
                     raise PromptError(
@@ -179,6 +179,18 @@ class Batcher:
         candidate_row[: len(candidates)] = list(candidates.values())
         candidate_hash[: len(candidates)] = _split(list(candidates))
         return Batch(contexts, targets, query_row, positive_hash, candidate_row, candidate_hash)
+
+    def _conversation(self, record: Record) -> TargetRow | None:
+        """The record's turns, as many from the first as the roomiest bucket holds."""
+        slots, answers = (
+            max(getattr(bucket, key) for bucket in self.spec.buckets.values())
+            for key in ("target_slots", "answers")
+        )
+        for count in range(len(record.turns), 0, -1):
+            row = self.prompter.target(record.turns[:count])
+            if count == 1 or (len(row.tokens) <= slots and np.sum(row.label >= 0) <= answers):
+                return row
+        return None
 
     def _bucket(
         self, row: ContextRow, rows: Mapping[str, list], conversation: TargetRow | None

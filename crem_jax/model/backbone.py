@@ -85,6 +85,7 @@ class Backbone(nn.Module):
 
     config: TextConfig
     remat: str = "none"
+    unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -95,7 +96,9 @@ class Backbone(nn.Module):
             self.head = self.param("head", init, (cfg.vocab_size, cfg.hidden_size))
         # The layers' own axes: memory and buffer are stacked over layers, the rest is shared.
         in_axes = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast)
-        self.layers = scanned(Block, cfg.num_layers, self.remat, in_axes)(cfg, self.dtype)
+        self.layers = scanned(Block, cfg.num_layers, self.remat, self.unroll, in_axes)(
+            cfg, self.dtype
+        )
         self.norm = RMSNorm(cfg.rms_norm_eps)
 
     def embed(self, tokens: jax.Array) -> jax.Array:

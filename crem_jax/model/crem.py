@@ -31,8 +31,8 @@ class Crem(nn.Module):
 
     def setup(self):
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        self.vision = VisionTower(cfg.vision, cfg.text.hidden_size, cfg.remat, dtype)
-        self.backbone = Backbone(cfg.text, cfg.remat, dtype)
+        self.vision = VisionTower(cfg.vision, cfg.text.hidden_size, cfg.remat, cfg.unroll, dtype)
+        self.backbone = Backbone(cfg.text, cfg.remat, cfg.unroll, dtype)
         self.compressor = Compressor(self.vision, self.backbone, cfg.num_chorus, cfg.image_token_id)
         self.decoder = Decoder(self.backbone)
 

@@ -66,6 +66,7 @@ class VisionTower(nn.Module):
     config: VisionConfig
     features: int
     remat: str = "none"
+    unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -87,9 +88,9 @@ class VisionTower(nn.Module):
 
         rotation = vision_rotation(patches.position, cfg.head_dim, cfg.rope_theta)
         visible = picture_mask(patches.picture)
-        x, _ = scanned(VisionBlock, cfg.depth, self.remat)(cfg, self.dtype, name="blocks")(
-            x, rotation, visible
-        )
+        x, _ = scanned(VisionBlock, cfg.depth, self.remat, self.unroll)(
+            cfg, self.dtype, name="blocks"
+        )(x, rotation, visible)
 
         batch, count, width = x.shape
         group = cfg.merge_size**2
@@ -101,8 +102,11 @@ class VisionTower(nn.Module):
         )
 
 
-def scanned(block: type[nn.Module], length: int, remat: str, in_axes=nn.broadcast):
-    """`block` repeated over stacked parameters [length, …], rematerialised by the named policy."""
+def scanned(block: type[nn.Module], length: int, remat: str, unroll: int, in_axes=nn.broadcast):
+    """`block` repeated over stacked parameters [length, …], rematerialised by the named policy.
+
+    `unroll` layers are compiled into one round of the loop: faster where layers are tiny.
+    """
     if remat != "none":
         policy = (
             None if remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -114,5 +118,6 @@ def scanned(block: type[nn.Module], length: int, remat: str, in_axes=nn.broadcas
         split_rngs={"params": True},
         length=length,
         in_axes=in_axes,
+        unroll=min(unroll, length),
         metadata_params={nn.PARTITION_NAME: "layers"},
     )

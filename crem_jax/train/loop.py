@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from crem_jax import mesh as meshes
+from crem_jax import trees
 from crem_jax.api import Model
 from crem_jax.checkpoint import Checkpointer, save_model_files
 from crem_jax.train.metrics import MetricsLog
@@ -144,17 +145,16 @@ def _mesh_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def _state_shardings(state: TrainState, boxed_params, mesh) -> TrainState:
-    """The optimiser's moments are laid out like the parameters they belong to."""
+    """The optimiser's moments are laid out like the parameters whose paths theirs end with."""
     whole = meshes.replicated(mesh)
     by_param = meshes.param_shardings(boxed_params, mesh)
-    structure = jax.tree.structure(state.params)
+    named = trees.flatten(by_param)
 
-    def like_params(node) -> bool:
-        return jax.tree.structure(node) == structure
+    def of(path, _):
+        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return named.get("/".join(keys), whole)
 
-    opt_state = jax.tree.map(
-        lambda node: by_param if like_params(node) else whole, state.opt_state, is_leaf=like_params
-    )
+    opt_state = jax.tree_util.tree_map_with_path(of, state.opt_state)
     return TrainState(whole, by_param, opt_state)
 
 

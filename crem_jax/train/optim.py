@@ -1,12 +1,28 @@
-"""The optimiser: AdamW with warm-up and cosine or linear decay, clipping and a decay mask."""
+"""The optimiser: AdamW or Muon with warm-up, decay, clipping and a decay mask."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import jax
 import optax
 from ml_collections import ConfigDict
+from optax.contrib import MuonDimensionNumbers
+
+from crem_jax import trees
+
+_DECAYED = ((r".*(kernel|embedding|head)", True),)
+"""Weight decay on kernels and embeddings, not on norms, biases or the temperature."""
+
+_MATRICES = (
+    (r"backbone/layers/[qkv]/kernel", MuonDimensionNumbers(1, (2, 3))),
+    (r"backbone/layers/o/kernel", MuonDimensionNumbers((1, 2), 3)),
+    (r"backbone/layers/mlp/(gate|up|down)/kernel", MuonDimensionNumbers(1, 2)),
+    (r"vision/blocks/qkv/kernel", MuonDimensionNumbers(1, (2, 3, 4))),
+    (r"vision/blocks/proj/kernel", MuonDimensionNumbers((1, 2), 3)),
+    (r"vision/blocks/fc[12]/kernel", MuonDimensionNumbers(1, 2)),
+    (r"vision/merge_fc[12]/kernel", MuonDimensionNumbers(0, 1)),
+)
+"""Which axes of a parameter Muon sees as a matrix's rows and columns; the others are a stack."""
 
 
 def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
@@ -20,21 +36,47 @@ def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
         raise ValueError(f"optim.decay {config.decay!r} is not one of cosine, linear")
     if not warmup:
         return down
-    up = optax.linear_schedule(0.0, config.lr, warmup)
+    up = optax.linear_schedule(config.lr / warmup, config.lr, warmup - 1 or 1)
     return optax.join_schedules([up, down], [warmup])
 
 
 def decay_mask(params: Any) -> Any:
-    """Weight decay on kernels and embeddings, not on norms, biases or the temperature."""
-    decayed = ("kernel", "embedding", "head", "patch_kernel")
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in decayed, params)
+    """True where weight decay applies."""
+    return trees.match(_DECAYED, params, where="decay_mask", default=False)
 
 
 def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Config keys: lr, warmup, decay, final, b1, b2, eps, weight_decay, clip."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-        optax.scale_by_learning_rate(schedule(config, steps)),
-    )
+    """Config keys: name (adamw, muon), lr, warmup, decay, final, b1, b2, eps, weight_decay, clip.
+
+    Muon orthogonalises the updates of the layers' matrices (with AdamW's update size, so that both
+    take the same learning rate) and leaves embeddings, norms and biases to AdamW.
+    """
+    clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
+    rate = schedule(config, steps)
+    if config.name == "adamw":
+        rule = optax.adamw(
+            rate,
+            config.b1,
+            config.b2,
+            config.eps,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+        )
+    elif config.name == "muon":
+        rule = optax.contrib.muon(
+            rate,
+            weight_decay=config.weight_decay,
+            weight_decay_mask=decay_mask,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
+    else:
+        raise ValueError(f"optim.name {config.name!r} is not one of adamw, muon")
+    return optax.chain(clip, rule)
+
+
+def _matrices(params: Any) -> Any:
+    return trees.match(_MATRICES, params, where="muon", default=None)

@@ -23,8 +23,8 @@ class LossConfig:
     Attributes:
       retrieval, generation: α_r and α_g; 0 leaves a loss out of the compiled step.
       p_compressed: probability of z = 1 for each sample.
-      elastic: truncate the chorus to a random k ≤ K for half of the retrieval loss and for every
-        compressed sample, so that any k works at inference.
+      elastic: share of samples whose chorus is truncated to a random k ≤ K, so that any k works
+        at inference: that weight in the retrieval loss, that share of the compressed samples.
       temperature: of InfoNCE. learn_temperature: train it from that start.
       symmetric: InfoNCE in both directions.
     """
@@ -32,7 +32,7 @@ class LossConfig:
     retrieval: float = 1.0
     generation: float = 1.0
     p_compressed: float = 0.5
-    elastic: bool = True
+    elastic: float = 0.5
     temperature: float = 0.02
     learn_temperature: bool = False
     symmetric: bool = True
@@ -100,7 +100,8 @@ def _retrieval(params, memories, batch: Batch, key, model: ModelConfig, loss: Lo
 
     value, metrics = at(model.num_chorus)
     if loss.elastic:
-        value = (value + at(_random_k(key, (), model.num_chorus))[0]) / 2
+        truncated, _ = at(_random_k(key, (), model.num_chorus))
+        value = (1 - loss.elastic) * value + loss.elastic * truncated
     metrics = {"retrieval": value, **metrics}
     if loss.learn_temperature:
         metrics["temperature"] = temperature
@@ -114,8 +115,10 @@ def _generation(params, memories, batch: Batch, keys, model: ModelConfig, loss: 
         z = jax.random.bernoulli(jax.random.fold_in(keys[0], i), loss.p_compressed, (rows,))
         memory = memories[name]
         if loss.elastic:
-            k = _random_k(jax.random.fold_in(keys[1], i), (rows,), model.num_chorus)
-            memory = memory.truncate(jnp.where(z, k, model.num_chorus))
+            k_key, chosen_key = jax.random.split(jax.random.fold_in(keys[1], i))
+            k = _random_k(k_key, (rows,), model.num_chorus)
+            chosen = z & jax.random.bernoulli(chosen_key, loss.elastic, (rows,))
+            memory = memory.truncate(jnp.where(chosen, k, model.num_chorus))
         hidden, _ = crem.decode(model, params, memory, target, z)
         hidden = jnp.take_along_axis(hidden, target.answer_slot[..., None], axis=1)
         each, right = language_modelling(crem.logits(model, params, hidden), target.answer)
