@@ -19,7 +19,7 @@ from crem_jax.model import crem
 from crem_jax.types import Context, Memory
 
 MAX_ROWS = 64
-"""Largest batch that is compiled; smaller ones are padded to a power of two."""
+"""Largest batch that is compiled; shorter lists are padded to a power of two."""
 
 
 class Model:
@@ -51,6 +51,16 @@ class Model:
         self._check_k(k)
         return pool(self.chorus_states(items), k)
 
+    def prepare(self, item: Any) -> ContextRow:
+        """An item as `encode` reads it: tokens and patches, far smaller than a decoded picture.
+
+        `encode` and `chorus_states` take the result in place of the item.
+
+        Raises:
+          ValueError: the item is unusable.
+        """
+        return item if isinstance(item, ContextRow) else self.prompter.context(Item.of(item))
+
     def chorus_states(self, items: Sequence[Any]) -> np.ndarray:
         """Final hidden states of the chorus, float32 [N, K, D]: `pool(states, k)` is `encode(k)`.
 
@@ -61,7 +71,7 @@ class Model:
                 "this model cannot find: it has no chorus tokens (plain Qwen2-VL). "
                 "Give it some with `crem import --chorus 16` and train it"
             )
-        rows = [self.prompter.context(Item.of(item)) for item in _as_list(items)]
+        rows = [self.prepare(item) for item in _as_list(items)]
         shape = (len(rows), self.config.num_chorus, self.config.text.hidden_size)
         out = np.zeros(shape, np.float32)
         for chosen, context in self._batches(rows):
@@ -174,7 +184,8 @@ class Model:
         for (tokens, patches), members in sorted(groups.items()):
             for first in range(0, len(members), MAX_ROWS):
                 chosen = members[first : first + MAX_ROWS]
-                size = 1 << (len(chosen) - 1).bit_length()
+                # The rest of a long list is padded like the others: cheaper than another compile.
+                size = MAX_ROWS if first else 1 << (len(chosen) - 1).bit_length()
                 padded = [rows[i] for i in chosen] + [rows[chosen[0]]] * (size - len(chosen))
                 slots = tokens + self.config.num_chorus
                 yield chosen, pad_contexts(padded, self.config, slots, patches)

@@ -1,0 +1,135 @@
+"""The console script `crem`: `crem VERB …`, one module of crem_jax.commands a verb."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+VERBS = {
+    "train": ("train", "train a model from a config, or resume its run"),
+    "eval": ("evaluate", "measure how well a model finds and tells"),
+    "find": ("find", "rank a folder of pictures by words, by a picture, or both"),
+    "tell": ("tell", "ask about a picture"),
+    "import": ("import_model", "turn a Hugging Face directory into a model directory"),
+    "export": ("export_model", "turn a model into a Hugging Face directory"),
+}
+"""verb: (module of crem_jax.commands, what it does)."""
+
+USAGE = 2
+"""Exit code for what was asked wrongly or cannot be used."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `crem`.
+
+    Returns:
+      The exit code: 0, 2 for arguments, files or models that cannot be used (one line on stderr
+      says why), 130 when interrupted. Anything unforeseen is raised, and with `--debug` or
+      CREM_DEBUG=1 everything is.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        import crem_jax
+
+        print(f"crem {crem_jax.__version__}")
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}"
+        return _refuse("crem", f"{verb!r} is no verb; {hint}")
+    command = importlib.import_module(f"crem_jax.commands.{VERBS[verb][0]}")
+    try:
+        args = _parse(verb, command, rest)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if args.debug:
+        return command.run(args) or 0
+    _hush()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return command.run(args) or 0
+    except BrokenPipeError:  # the reader has left: `crem find … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        return _refuse(f"crem {verb}", _reason(error))
+    except KeyboardInterrupt:
+        hint = "; the same command resumes the run" if verb == "train" else ""
+        print(f"crem {verb}: interrupted{hint}", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parse(verb: str, command, argv: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog=f"crem {verb}",
+        description=command.__doc__,
+        epilog=f"examples:\n{command.EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=os.environ.get("CREM_DEBUG", "0") not in ("", "0"),
+        help="show tracebacks and the libraries' warnings",
+    )
+    if not hasattr(command, "take_rest"):
+        return parser.parse_intermixed_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    command.take_rest(parser, args, rest)
+    return args
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:8}{what}" for verb, (_, what) in VERBS.items())
+    return (
+        "usage: crem VERB …\n\n"
+        "CREM: one model that finds pictures and tells about them.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "  crem VERB --help   its arguments, with examples\n"
+        "  crem --version     the version\n\n"
+        "MODEL is what `crem train` or `crem import` made, or a Hugging Face directory."
+    )
+
+
+def _hush() -> None:
+    """Keeps the libraries' notices off the terminal; what the user set stays."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    for name in ("jax", "orbax", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        files = " → ".join(str(f) for f in (error.filename, error.filename2) if f is not None)
+        return f"{files}: {error.strerror}" if files else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _refuse(prog: str, reason: str) -> int:
+    print(f"{prog}: {reason}", file=sys.stderr)
+    return USAGE

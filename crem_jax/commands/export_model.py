@@ -1,0 +1,85 @@
+"""Turn a model into a Hugging Face directory that plain transformers opens.
+
+The model card is filled from the run: its recipe, and its figures if `crem eval` has been run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """\
+  crem export runs/emoji exported
+  crem export runs/emoji exported --dtype bfloat16 --step last --overwrite"""
+
+_TOLD = ("steps", "seed", "loss", "optim")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from crem_jax.commands.options import add_model
+
+    add_model(parser)
+    parser.add_argument("out", metavar="HF_DIR", help="the directory to make")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="type of the written weights (default: float32)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a directory with files")
+
+
+def run(args: argparse.Namespace) -> None:
+    from crem_jax.api import load
+    from crem_jax.commands.output import print_json
+    from crem_jax.convert.huggingface import export_hf
+
+    model = load(args.model, args.step)
+    card = card_facts(Path(args.model))
+    export_hf(
+        model.config,
+        model.params,
+        model.tokenizer,
+        args.out,
+        dtype=args.dtype,
+        card=card,
+        overwrite=args.overwrite,
+    )
+    if args.json:
+        print_json({"directory": args.out, "dtype": args.dtype, "card": card})
+        return
+    print(f"{args.out}: exported from {args.model} in {args.dtype}")
+
+
+def card_facts(directory: Path) -> dict[str, Any]:
+    """What a model directory knows about itself, as `model_card` takes it."""
+    card: dict[str, Any] = {"name": directory.resolve().name}
+    recipe = _read(directory / "recipe.json")
+    if recipe:
+        card["recipe"] = {key: _flat(recipe[key]) for key in _TOLD if key in recipe}
+        data = recipe.get("data", {})
+        shares = data.get("records", {})
+        card["data"] = [
+            f"{name}: {_flat(arguments)}; {shares.get(name, 0)} records a step"
+            for name, arguments in data.get("sources", {}).items()
+        ]
+    if metrics := _read(directory / "summary.json"):
+        card["metrics"] = {key: value for key, value in metrics.items() if value is not None}
+    return card
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: is not JSON: {error}") from error
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_flat(entry)}" for key, entry in value.items())
+    return str(value)

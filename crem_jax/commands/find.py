@@ -1,0 +1,83 @@
+"""Rank a folder of pictures: the best matches as a table and as a picture.
+
+The query is words, a picture (--image), or both: words about the picture. Pictures that cannot be
+read are named on stderr and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+EXAMPLES = """\
+  crem find runs/emoji "a tiger" --in photos
+  crem find runs/emoji --image query.jpg --in photos --top 10 --out grid.png
+  crem find runs/emoji "the same in red" --image query.jpg --in photos"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from crem_jax.commands.options import add_model, positive
+
+    add_model(parser)
+    parser.add_argument("words", metavar="WORDS", nargs="?", help="what to find")
+    parser.add_argument("--image", metavar="FILE", help="a picture to find the like of")
+    parser.add_argument(
+        "--in", dest="folder", metavar="FOLDER", required=True, help="where, subfolders included"
+    )
+    parser.add_argument("--top", type=positive, default=5, metavar="N", help="how many (default 5)")
+    parser.add_argument(
+        "--k", type=positive, metavar="K", help="read only the first K chorus tokens"
+    )
+    parser.add_argument(
+        "--out",
+        default="find.png",
+        metavar="FILE",
+        help="where the best matches are drawn (default: ./find.png)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from crem_jax.finding import pictures_in
+
+    if args.words is None and not args.image:
+        raise ValueError("nothing to find; expected words, --image FILE, or both")
+    paths = pictures_in(args.folder)
+
+    from crem_jax.api import load
+    from crem_jax.commands.output import print_json, print_table
+    from crem_jax.data.records import Item
+    from crem_jax.finding import rank_pictures
+    from crem_jax.report.figures import retrieval_grid
+
+    model = load(args.model, args.step)
+    image = Path(args.image) if args.image else None
+    query = Item(text=args.words or "", images=(image,) if image else ())
+    ranking = rank_pictures(model, query, paths, args.k)
+    best = ranking.found[: args.top]
+    hits = [(hit.path, f"{hit.score:.3f} {hit.path.name}", None) for hit in best]
+    retrieval_grid([(image or args.words, hits)], args.out, top=args.top)
+    for path, reason in ranking.skipped:
+        print(f"crem find: skipped {_named(path, reason)}", file=sys.stderr)
+    if args.json:
+        print_json(
+            {
+                "query": {"text": args.words, "image": args.image},
+                "k": args.k or model.config.num_chorus,
+                "results": [
+                    {"rank": rank, "score": round(hit.score, 6), "file": str(hit.path)}
+                    for rank, hit in enumerate(best, 1)
+                ],
+                "skipped": [{"file": str(p), "reason": r} for p, r in ranking.skipped],
+                "grid": args.out,
+            }
+        )
+        return
+    rows = [(str(rank), f"{hit.score:.3f}", str(hit.path)) for rank, hit in enumerate(best, 1)]
+    sought = " and ".join(part for part in (args.words, args.image) if part)
+    print_table(("rank", "score", "file"), rows, f"{sought} in {args.folder}")
+    print(f"drawn in {args.out}")
+
+
+def _named(path: Path, reason: str) -> str:
+    return reason if str(path) in reason else f"{path}: {reason}"

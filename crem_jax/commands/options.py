@@ -1,0 +1,63 @@
+"""Arguments that several verbs share, and the types of arguments."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL and --step."""
+    parser.add_argument("model", metavar="MODEL", help="a run directory or a Hugging Face one")
+    parser.add_argument(
+        "--step",
+        type=step,
+        default="best",
+        metavar="best|last|N",
+        help="which checkpoint of a run (default: best)",
+    )
+
+
+def step(text: str) -> int | str:
+    """ "best", "last" or a step number."""
+    if text in ("best", "last"):
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not best, last or a step number")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+
+
+def whole(text: str) -> int:
+    """A whole number of at least 0."""
+    if text.isdecimal():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+
+
+def temperature(text: str) -> float:
+    """A finite number of at least 0."""
+    value = _number(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return value
+
+
+def share(text: str) -> float:
+    """A number in (0, 1]."""
+    value = _number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

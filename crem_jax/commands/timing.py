@@ -1,0 +1,68 @@
+"""How long a run has trained and how much memory it took, kept in WORKDIR/timing.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+
+FILE = "timing.json"
+_WRITE_EVERY = 5.0  # seconds; what a killed run can lose
+
+
+def peak_rss_mb() -> float:
+    """The largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB here
+
+
+def read_timing(directory: str | Path) -> dict[str, float]:
+    """{"train_seconds", "peak_rss_mb"} of a run; {} if it has none."""
+    try:
+        return json.loads((Path(directory) / FILE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+class TrainingClock:
+    """Adds the time inside the `with` to a run's timing; resumed parts add up.
+
+    Args:
+      workdir: the run directory. Nothing is written until it exists.
+    """
+
+    def __init__(self, workdir: str | Path):
+        self._workdir = Path(workdir)
+        self._before = read_timing(workdir)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep_writing, daemon=True)
+
+    def __enter__(self) -> TrainingClock:
+        self._since = time.perf_counter()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self._thread.join()
+        self._write()
+
+    def _keep_writing(self) -> None:
+        while not self._over.wait(_WRITE_EVERY):
+            self._write()
+
+    def _write(self) -> None:
+        if not self._workdir.is_dir():
+            return
+        seconds = time.perf_counter() - self._since
+        timing = {
+            "train_seconds": round(self._before.get("train_seconds", 0.0) + seconds, 1),
+            "peak_rss_mb": round(max(self._before.get("peak_rss_mb", 0.0), peak_rss_mb()), 1),
+        }
+        partial = self._workdir / f".{FILE}.partial"
+        partial.write_text(json.dumps(timing) + "\n")
+        os.replace(partial, self._workdir / FILE)

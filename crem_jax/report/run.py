@@ -1,0 +1,37 @@
+"""The pictures of a run: its curves, and what its model finds and says in its world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crem_jax.report import emoji
+from crem_jax.report.figures import training_curves
+from crem_jax.train.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from crem_jax.api import Model
+
+SHOWS = {"emoji": emoji.show}
+"""World (`config.evaluate`) → what draws its pictures into a run directory."""
+
+_LOSSES = {
+    "retrieval": "retrieval loss",
+    "generation_native": "generation loss, native",
+    "generation_compressed": "generation loss, compressed",
+}
+
+
+def write_report(workdir: str | Path, model: Model, world: str = "") -> list[Path]:
+    """Draws everything a run has to show, and returns the files and folders written.
+
+    Args:
+      workdir: the run directory. model: its model. world: a key of SHOWS; others show curves only.
+    """
+    workdir, written = Path(workdir), []
+    metrics = read_metrics(workdir / "metrics.jsonl")
+    if metrics:
+        rows = [{_LOSSES.get(key, key): value for key, value in row.items()} for row in metrics]
+        training_curves(rows, workdir / "curves.png")
+        written.append(workdir / "curves.png")
+    return written + (SHOWS[world](workdir, model) if world in SHOWS else [])
