@@ -58,14 +58,14 @@ def get_config(arg: str = "") -> ConfigDict:
             emoji=dict(kind="emoji", split="train"),
             scenes=dict(kind="scenes", split="train", negatives=2, turns=3),
         ),
-        records=dict(emoji=48, scenes=24),
+        records=dict(emoji=72, scenes=16),
         buckets=dict(
-            label=dict(slots=24, patches=0, rows=80),
-            text=dict(slots=36, patches=0, rows=24),
-            picture=dict(slots=26, patches=36, rows=52, target_slots=28, answers=19),
-            scene=dict(slots=62, patches=144, rows=24, target_slots=56, answers=28),
+            label=dict(slots=24, patches=0, rows=96),
+            text=dict(slots=36, patches=0, rows=20),
+            picture=dict(slots=26, patches=36, rows=76, target_slots=28, answers=19),
+            scene=dict(slots=62, patches=144, rows=16, target_slots=56, answers=28),
         ),
-        candidates=128,
+        candidates=116,
     )
     config.loss = dict(
         retrieval=1.0,

@@ -11,15 +11,13 @@ import jax
 import numpy as np
 
 from crem_jax.config import ModelConfig
-from crem_jax.data.prompt import ContextRow, Prompter, PromptError, pad_contexts
+from crem_jax.data.prompt import ContextRow, Prompter, PromptError
 from crem_jax.data.records import Item
+from crem_jax.data.shapes import context_batches, pad_questions
 from crem_jax.generate import decoding
 from crem_jax.generate.decoding import Sampling
 from crem_jax.model import crem
 from crem_jax.types import Context, Memory
-
-MAX_ROWS = 64
-"""Largest batch that is compiled; shorter lists are padded to a power of two."""
 
 
 class Model:
@@ -74,7 +72,7 @@ class Model:
         rows = [self.prepare(item) for item in _as_list(items)]
         shape = (len(rows), self.config.num_chorus, self.config.text.hidden_size)
         out = np.zeros(shape, np.float32)
-        for chosen, context in self._batches(rows):
+        for chosen, context in context_batches(rows, self.config):
             out[chosen] = np.asarray(_chorus(self.config, self.params, context))[: len(chosen)]
         return out
 
@@ -100,13 +98,14 @@ class Model:
           ValueError: as `encode`, or an empty question.
         """
         self._check_generation(compressed, k)
-        contexts, questions = zip(*(self._ask(item) for item in _as_list(items)), strict=True)
+        asked = [self._ask(item) for item in _as_list(items)]
+        contexts, questions = [row for row, _ in asked], [question for _, question in asked]
         answers = [""] * len(contexts)
         sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
-        for chosen, context in self._batches(contexts):
+        for chosen, context in context_batches(contexts, self.config):
             size = len(context.tokens)
             memory = _memory(self.config, self.params, context, self._kept(compressed, k))
-            tokens, valid = self._pad_questions([questions[i] for i in chosen], size)
+            tokens, valid = self._questions([questions[i] for i in chosen], size)
             out = decoding.generate(
                 self.config, self.params, memory, tokens, valid, sampling, max_new_tokens
             )
@@ -128,9 +127,9 @@ class Model:
         self._check_generation(compressed, k)
         row, question = self._ask(item)
         sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
-        ((_, context),) = self._batches([row])
+        ((_, context),) = context_batches([row], self.config)
         memory = _memory(self.config, self.params, context, self._kept(compressed, k))
-        tokens, valid = self._pad_questions([question], 1)
+        tokens, valid = self._questions([question], 1)
         state = decoding.start(
             self.config, self.params, memory, tokens, valid, sampling, max_new_tokens
         )
@@ -175,29 +174,8 @@ class Model:
     def _kept(self, compressed: bool, k: int | None) -> int | None:
         return (k or self.config.num_chorus) if compressed else None
 
-    def _batches(self, rows: Sequence[ContextRow]) -> Iterator[tuple[list[int], Context]]:
-        """Groups rows of like size into padded contexts of few static shapes."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for i, row in enumerate(rows):
-            shape = (_step_up(len(row.tokens)), _step_up(len(row.picture)))
-            groups.setdefault(shape, []).append(i)
-        for (tokens, patches), members in sorted(groups.items()):
-            for first in range(0, len(members), MAX_ROWS):
-                chosen = members[first : first + MAX_ROWS]
-                # The rest of a long list is padded like the others: cheaper than another compile.
-                size = MAX_ROWS if first else 1 << (len(chosen) - 1).bit_length()
-                padded = [rows[i] for i in chosen] + [rows[chosen[0]]] * (size - len(chosen))
-                slots = tokens + self.config.num_chorus
-                yield chosen, pad_contexts(padded, self.config, slots, patches)
-
-    def _pad_questions(self, questions: list[np.ndarray], rows: int):
-        width = _step_up(max(len(q) for q in questions))
-        tokens = np.full((rows, width), self.config.pad_token_id, np.int32)
-        valid = np.zeros((rows, width), bool)
-        for i in range(rows):
-            question = questions[min(i, len(questions) - 1)]
-            tokens[i, : len(question)], valid[i, : len(question)] = question, True
-        return tokens, valid
+    def _questions(self, questions: list[np.ndarray], rows: int):
+        return pad_questions(questions, rows, self.config.pad_token_id)
 
     def _text(self, ids: Sequence[int]) -> str:
         ends = (self.config.eos_token_id, self.config.pad_token_id)
@@ -252,11 +230,3 @@ def _as_list(items: Any) -> list[Any]:
     if isinstance(items, str | bytes) or not isinstance(items, Sequence):
         raise ValueError(f"expected a list of items, got a {type(items).__name__}")
     return list(items)
-
-
-def _step_up(count: int) -> int:
-    """Sizes in steps of a quarter of their power of two: few shapes, at most 25 % padding."""
-    if count == 0:
-        return 0
-    step = max(8, 1 << max((count - 1).bit_length() - 3, 0))
-    return -(-count // step) * step

@@ -33,14 +33,9 @@ class Checkpointer:
 
     def __init__(self, directory: str | Path, metric: str | None = None):
         self.metric = metric
-        keep = [LatestN(n=1)]
-        if metric:
-            keep.append(
-                BestN(
-                    get_metric_fn=lambda m: m[metric], n=1, keep_checkpoints_without_metrics=False
-                )
-            )
-        options = ocp.CheckpointManagerOptions(preservation_policy=AnyPreservationPolicy(keep))
+        best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+        keep = AnyPreservationPolicy([LatestN(n=1), *([best] if metric else [])])
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_score)
         path = Path(directory).absolute() / "checkpoints"
         self.manager = ocp.CheckpointManager(path, options=options)
 
@@ -142,9 +137,8 @@ def load_model(
     path = directory.absolute() / "checkpoints"
     if not path.is_dir():
         raise FileNotFoundError(f"{directory} has no checkpoint yet")
-    with ocp.CheckpointManager(
-        path, options=ocp.CheckpointManagerOptions(read_only=True)
-    ) as manager:
+    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_score)
+    with ocp.CheckpointManager(path, options=options) as manager:
         steps = manager.all_steps()
         if not steps:
             raise FileNotFoundError(f"{directory} has no checkpoint yet")

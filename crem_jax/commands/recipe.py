@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from crem_jax.config import ConfigError
 
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+_OVERRIDE = re.compile(r"--?config\.([^=]+)")
 
 
 def read_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def take_rest(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
     """Keeps the overrides of config keys; anything else is an error."""
     for text in rest:
-        if text.startswith("-") and not text.lstrip("-").startswith(("config.", "noconfig.")):
+        if text.startswith("-") and not text.lstrip("-").startswith("config."):
             parser.error(f"unknown argument {text}")
     args.overrides = rest
 

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from crem_jax.api import Model, pool
+from crem_jax.data.records import Record
 from crem_jax.data.sources.emoji import WHAT, EmojiPictures, load_emoji, same_picture_names
 from crem_jax.data.sources.questions import MAX_EDITS, questions
 from crem_jax.data.sources.scenes import Scenes
@@ -66,7 +67,7 @@ def names(model: Model) -> dict[str, float]:
 
 def scenes(model: Model) -> dict[str, float]:
     """Held-out scenes: caption ⇄ picture, and the true caption against one-attribute edits."""
-    records = _records(SCENES)
+    records = scene_records(SCENES)
     pictures = model.encode([record.query for record in records])
     captions = model.encode([record.positives[0] for record in records])
     scores, diagonal = pictures @ captions.T, np.eye(SCENES, dtype=bool)
@@ -85,7 +86,7 @@ def scenes(model: Model) -> dict[str, float]:
 
 def visual_questions(model: Model, count: int = SCENES) -> dict[str, float]:
     """Exact answers about held-out scenes, natively and from the chorus alone."""
-    asked, records = scene_questions(count), _records(count)
+    asked, records = scene_questions(count), scene_records(count)
     items = [{"image": records[q.scene].query.images[0], "text": q.question} for q in asked]
     truth = [q.answer for q in asked]
     out = {"scene_vqa_native": _exact(model.generate(items, max_new_tokens=8), truth)}
@@ -125,7 +126,8 @@ def scene_questions(count: int = SCENES) -> tuple[Question, ...]:
 
 
 @functools.cache
-def _records(count: int):
+def scene_records(count: int = SCENES) -> list[Record]:
+    """Held-out scenes as records, each with every one-attribute edit of its caption."""
     source = Scenes("heldout", negatives=MAX_EDITS)
     return [source.record(i) for i in range(count)]
 

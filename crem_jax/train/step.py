@@ -132,7 +132,11 @@ def _generation(params, memories, batch: Batch, keys, model: ModelConfig, loss: 
         return jnp.sum(jnp.where(chosen, values, 0.0)) / jnp.maximum(jnp.sum(chosen), 1)
 
     value = mean(each, real)
-    return value, {
+    by_bucket = {
+        f"generation_{name}": jnp.sum(part) / jnp.maximum(jnp.sum(chosen), 1)
+        for name, part, chosen in zip(sorted(batch.targets), losses, reals, strict=True)
+    }
+    return value, by_bucket | {
         "generation": value,
         "generation_native": mean(each, real & ~z),
         "generation_compressed": mean(each, real & z),

@@ -1,0 +1,56 @@
+"""Teacher-forced token accuracy: how much of a given answer the model would say itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crem_jax.api import Model
+from crem_jax.config import ModelConfig
+from crem_jax.data.prompt import pad_targets
+from crem_jax.data.records import Picture
+from crem_jax.data.shapes import context_batches, step_up
+from crem_jax.model import crem
+from crem_jax.train.losses import language_modelling
+from crem_jax.types import Context, Target
+
+
+def token_accuracy(
+    model: Model,
+    pictures: Sequence[Picture],
+    turns: Sequence[tuple[str, str]],
+    compressed: bool = False,
+) -> float:
+    """Share of answer tokens that are the likeliest, given the true ones before them.
+
+    Args:
+      pictures: one a sample. turns: (question, answer) about each.
+      compressed: from the chorus alone (z = 1), else natively.
+    """
+    contexts = [model.prepare(picture) for picture in pictures]
+    rows = [model.prompter.target([turn]) for turn in turns]
+    right = total = 0
+    for chosen, context in context_batches(contexts, model.config):
+        members = [rows[i] for i in chosen]
+        width = step_up(max(len(row.tokens) for row in members))
+        members += [None] * (len(context.tokens) - len(members))
+        target = pad_targets(members, model.config, width, width)
+        hits = _hits(model.config, model.params, context, target, np.bool_(compressed))
+        right, total = right + int(hits), total + int(np.sum(target.answer >= 0))
+    return right / max(total, 1)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def _hits(
+    config: ModelConfig, params: crem.Params, context: Context, target: Target, compressed: bool
+) -> jax.Array:
+    z = jnp.broadcast_to(compressed, target.tokens.shape[:1])
+    memory = crem.compress(config, params, context)
+    hidden, _ = crem.decode(config, params, memory, target, z)
+    hidden = jnp.take_along_axis(hidden, target.answer_slot[..., None], axis=1)
+    _, right = language_modelling(crem.logits(config, params, hidden), target.answer)
+    return jnp.sum(right)
