@@ -16,7 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from crem_jax import trees
 from crem_jax.config import ModelConfig
+from crem_jax.convert.huggingface import read_tokenizer
 from crem_jax.data.chat_template import chat_template
 from crem_jax.model import crem
 from crem_jax.train.step import TrainState
@@ -129,11 +131,9 @@ def load_model(
     Raises:
       FileNotFoundError: no such checkpoint. ValueError: it does not fit the configuration.
     """
-    from transformers import AutoTokenizer
-
     directory = Path(directory)
     config = load_config(directory)
-    tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer")
+    tokenizer = read_tokenizer(directory / "tokenizer")
     path = directory.absolute() / "checkpoints"
     if not path.is_dir():
         raise FileNotFoundError(f"{directory} has no checkpoint yet")
@@ -155,17 +155,30 @@ def load_model(
             ),
             jax.eval_shape(lambda: crem.init(config, jax.random.key(0))),
         )
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeRestore(
-                    like,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-                    partial_restore=True,
-                )
-            ),
+        params = _restore_params(manager, step, like, path / str(step))
+    return config, params, tokenizer
+
+
+def _restore_params(
+    manager: ocp.CheckpointManager, step: int, like: crem.Params, where: Path
+) -> crem.Params:
+    """The parameters named in `like`; what else was trained with them stays on disk."""
+    wanted = ocp.args.PyTreeRestore(
+        like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        partial_restore=True,
+    )
+    try:
+        params = manager.restore(step, args=ocp.args.Composite(params=wanted)).params
+    except Exception as error:  # orbax and tensorstore have no common class for bad data
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{where}: is damaged, or does not fit {CONFIG_FILE}: {reason}") from error
+    absent = [k for k, leaf in trees.flatten(params).items() if not isinstance(leaf, jax.Array)]
+    if absent:
+        raise ValueError(
+            f"{where}: does not fit {CONFIG_FILE}; missing ({len(absent)}): {', '.join(absent)}"
         )
-    return config, restored.params, tokenizer
+    return params
 
 
 def _score(metrics: dict[str, float]) -> float:

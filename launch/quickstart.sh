@@ -3,6 +3,7 @@
 # pictures it ships with, evaluates it, and uses it. Everything lands under runs/quickstart/.
 # With --smoke a toy model is trained instead, in about a minute, under runs/quickstart-smoke/.
 set -euo pipefail
+export CREM_START="${CREM_START:-$(date +%s)}" # the summary's total_seconds count from here
 
 config=configs/emoji.py
 run=runs/quickstart
@@ -29,10 +30,10 @@ if [[ -z "$accelerators" ]]; then
 fi
 
 crem train --config="$config" --workdir="$run"
-crem eval "$run"
 crem find "$run" "tiger" --in "$run/pictures" --out "$run/find_tiger.png"
-pictures=("$run"/pictures/*.png)
-crem tell "$run" "${pictures[0]}"
+crem tell "$run" "$run/pictures/tiger.png"
+crem tell "$run" "$run/pictures/tiger.png" --compressed
+crem eval "$run"
 
 echo
 echo "Done. See $run/ for the figures, the pictures and summary.json."

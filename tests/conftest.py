@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import secrets
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,3 +33,20 @@ def seed() -> int:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator of the run's seed and the test's name."""
     return np.random.default_rng([SEED, *request.node.nodeid.encode()])
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory: a small untrained model with four chorus tokens."""
+    import jax
+    import toy
+
+    from crem_jax.checkpoint import save_model
+    from crem_jax.model import crem
+
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    config = toy.config()
+    config = config.replace(text=dataclasses.replace(config.text, num_layers=1))
+    params = jax.jit(functools.partial(crem.init, config))(jax.random.key(SEED))
+    save_model(directory, config, params, toy.tokenizer())
+    return directory
