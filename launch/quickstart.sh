@@ -29,6 +29,9 @@ if [[ -z "$accelerators" ]]; then
     export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 fi
 
+# The verbs share what one of them has compiled.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/runs/.compiled}"
+
 crem train --config="$config" --workdir="$run"
 crem find "$run" "tiger" --in "$run/pictures" --out "$run/find_tiger.png"
 crem tell "$run" "$run/pictures/tiger.png"
