@@ -152,7 +152,8 @@ def _state_shardings(state: TrainState, boxed_params, mesh) -> TrainState:
 
     def of(path, _):
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return named.get("/".join(keys), whole)
+        ends = ("/".join(keys[i:]) for i in range(len(keys)))
+        return next((named[end] for end in ends if end in named), whole)
 
     opt_state = jax.tree_util.tree_map_with_path(of, state.opt_state)
     return TrainState(whole, by_param, opt_state)
