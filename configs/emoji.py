@@ -19,10 +19,11 @@ def get_config(arg: str = "") -> ConfigDict:
     options = [part for part in arg.split(",") if part]
     config = ConfigDict()
     config.seed = 0
-    config.steps = 1500
+    config.steps = 1050
     config.log_every = 20
-    config.eval_every = 500
+    config.eval_every = 350
     config.best_metric = "eval/heldout_name_p5"
+    config.evaluate = "emoji"
     config.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 is whatever is left
 
     config.model = dict(
@@ -58,14 +59,14 @@ def get_config(arg: str = "") -> ConfigDict:
             emoji=dict(kind="emoji", split="train"),
             scenes=dict(kind="scenes", split="train", negatives=2, turns=3),
         ),
-        records=dict(emoji=72, scenes=16),
+        records=dict(emoji=36, scenes=8),
         buckets=dict(
-            label=dict(slots=24, patches=0, rows=96),
-            text=dict(slots=36, patches=0, rows=20),
-            picture=dict(slots=26, patches=36, rows=76, target_slots=28, answers=19),
-            scene=dict(slots=62, patches=144, rows=16, target_slots=56, answers=28),
+            label=dict(slots=24, patches=0, rows=48),
+            text=dict(slots=36, patches=0, rows=10),
+            picture=dict(slots=26, patches=36, rows=38, target_slots=28, answers=19),
+            scene=dict(slots=62, patches=144, rows=8, target_slots=56, answers=28),
         ),
-        candidates=116,
+        candidates=58,
     )
     config.loss = dict(
         retrieval=1.0,
@@ -77,8 +78,9 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.optim = dict(
         name="muon",
-        lr=3e-3,
-        warmup=50,
+        lr=4e-3,
+        adam_lr=4e-3,
+        warmup=20,
         decay="cosine",
         final=0.0,
         b1=0.9,

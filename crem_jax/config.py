@@ -167,69 +167,10 @@ class ModelConfig:
         Raises:
           ConfigError: for another architecture or an option this library does not implement.
         """
-        if config.get("model_type") != "qwen2_vl":
-            raise ConfigError(f"model_type {config.get('model_type')!r} is not 'qwen2_vl'")
-        text = dict(config.get("text_config") or config)
-        rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
-        if rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"):
-            raise ConfigError(f"rope type {rope!r} is not implemented; expected 'default'")
-        _expect(text, "hidden_act", "silu")
-        _expect(text, "use_sliding_window", False)
-        vision = dict(config["vision_config"])
-        _expect(vision, "hidden_act", "quick_gelu")
-        pre = preprocessor or {}
-        size = pre.get("size") or {}
-        crem = config.get("crem") or {}
-        ids = {}
-        for values in (text, config, generation or {}):
-            ids |= {key: value for key, value in values.items() if value is not None}
-        bos = _first(ids.get("bos_token_id"), 151643)
-        head_dim = text["hidden_size"] // text["num_attention_heads"]
-        if "mrope_section" not in rope and head_dim != 128:
-            raise ConfigError("config.json has no mrope_section in its rope parameters")
-        tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-        defaults = VisionConfig(depth=1, embed_dim=4, num_heads=1)
-        return ModelConfig(
-            text=TextConfig(
-                vocab_size=text["vocab_size"],
-                hidden_size=text["hidden_size"],
-                intermediate_size=text["intermediate_size"],
-                num_layers=text["num_hidden_layers"],
-                num_heads=text["num_attention_heads"],
-                num_kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
-                mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))),
-                rms_norm_eps=text.get("rms_norm_eps", 1e-5),
-                rope_theta=rope.get("rope_theta", text.get("rope_theta", 1_000_000.0)),
-                tie_embeddings=bool(tied or text.get("tie_word_embeddings", False)),
-                max_positions=text.get("max_position_embeddings", 32_768),
-            ),
-            vision=VisionConfig(
-                depth=vision["depth"],
-                embed_dim=vision["embed_dim"],
-                num_heads=vision["num_heads"],
-                mlp_ratio=vision.get("mlp_ratio", 4),
-                patch_size=vision.get("patch_size", vision.get("spatial_patch_size", 14)),
-                merge_size=vision.get("spatial_merge_size", 2),
-                temporal_patch_size=vision.get("temporal_patch_size", 2),
-                in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
-                rope_theta=(vision.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
-                min_pixels=pre.get("min_pixels") or size.get("shortest_edge", defaults.min_pixels),
-                max_pixels=pre.get("max_pixels") or size.get("longest_edge", defaults.max_pixels),
-                image_mean=tuple(pre.get("image_mean", defaults.image_mean)),
-                image_std=tuple(pre.get("image_std", defaults.image_std)),
-            ),
-            image_token_id=config["image_token_id"],
-            video_token_id=config["video_token_id"],
-            vision_start_token_id=ids["vision_start_token_id"],
-            vision_end_token_id=ids["vision_end_token_id"],
-            bos_token_id=bos,
-            eos_token_id=_first(ids.get("eos_token_id"), 151645),
-            pad_token_id=_first(ids.get("pad_token_id"), bos),
-            num_chorus=crem.get("num_chorus", 0),
-            first_chorus_id=crem.get("first_chorus_id", -1),
-            temperature=crem.get("temperature", 0.02),
-            system_prompt=crem.get("system_prompt", "You are a helpful assistant."),
-        )
+        try:
+            return _from_hf(config, generation or {}, preprocessor or {})
+        except KeyError as error:
+            raise ConfigError(f"config.json lacks the key {error}") from error
 
     def to_hf(self) -> dict[str, Any]:
         """The nested `config.json` that transformers 5 writes, with a `crem` section beside it."""
@@ -288,6 +229,73 @@ class ModelConfig:
                 "system_prompt": self.system_prompt,
             }
         return config
+
+
+def _from_hf(
+    config: Mapping[str, Any], generation: Mapping[str, Any], pre: Mapping[str, Any]
+) -> ModelConfig:
+    if config.get("model_type") != "qwen2_vl":
+        raise ConfigError(f"model_type {config.get('model_type')!r} is not 'qwen2_vl'")
+    text = dict(config.get("text_config") or config)
+    rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
+    if rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"):
+        raise ConfigError(f"rope type {rope!r} is not implemented; expected 'default'")
+    _expect(text, "hidden_act", "silu")
+    _expect(text, "use_sliding_window", False)
+    vision = dict(config["vision_config"])
+    _expect(vision, "hidden_act", "quick_gelu")
+    size = pre.get("size") or {}
+    crem = config.get("crem") or {}
+    ids = {}
+    for values in (text, config, generation):
+        ids |= {key: value for key, value in values.items() if value is not None}
+    bos = _first(ids.get("bos_token_id"), 151643)
+    head_dim = text["hidden_size"] // text["num_attention_heads"]
+    if "mrope_section" not in rope and head_dim != 128:
+        raise ConfigError("config.json has no mrope_section in its rope parameters")
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    defaults = VisionConfig(depth=1, embed_dim=4, num_heads=1)
+    return ModelConfig(
+        text=TextConfig(
+            vocab_size=text["vocab_size"],
+            hidden_size=text["hidden_size"],
+            intermediate_size=text["intermediate_size"],
+            num_layers=text["num_hidden_layers"],
+            num_heads=text["num_attention_heads"],
+            num_kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
+            mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))),
+            rms_norm_eps=text.get("rms_norm_eps", 1e-5),
+            rope_theta=rope.get("rope_theta", text.get("rope_theta", 1_000_000.0)),
+            tie_embeddings=bool(tied or text.get("tie_word_embeddings", False)),
+            max_positions=text.get("max_position_embeddings", 32_768),
+        ),
+        vision=VisionConfig(
+            depth=vision["depth"],
+            embed_dim=vision["embed_dim"],
+            num_heads=vision["num_heads"],
+            mlp_ratio=vision.get("mlp_ratio", 4),
+            patch_size=vision.get("patch_size", vision.get("spatial_patch_size", 14)),
+            merge_size=vision.get("spatial_merge_size", 2),
+            temporal_patch_size=vision.get("temporal_patch_size", 2),
+            in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
+            rope_theta=(vision.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
+            min_pixels=pre.get("min_pixels") or size.get("shortest_edge", defaults.min_pixels),
+            max_pixels=pre.get("max_pixels") or size.get("longest_edge", defaults.max_pixels),
+            image_mean=tuple(pre.get("image_mean", defaults.image_mean)),
+            image_std=tuple(pre.get("image_std", defaults.image_std)),
+        ),
+        image_token_id=config["image_token_id"],
+        video_token_id=config["video_token_id"],
+        vision_start_token_id=ids["vision_start_token_id"],
+        vision_end_token_id=ids["vision_end_token_id"],
+        bos_token_id=bos,
+        eos_token_id=_first(ids.get("eos_token_id"), 151645),
+        pad_token_id=_first(ids.get("pad_token_id"), bos),
+        num_chorus=crem.get("num_chorus", 0),
+        first_chorus_id=crem.get("first_chorus_id", -1),
+        temperature=crem.get("temperature", 0.02),
+        system_prompt=crem.get("system_prompt", "You are a helpful assistant."),
+    )
 
 
 def _build(cls, values: Mapping[str, Any], where: str):

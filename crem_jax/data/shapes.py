@@ -28,7 +28,8 @@ def context_batches(
     for (tokens, patches), members in sorted(groups.items()):
         for first in range(0, len(members), MAX_ROWS):
             chosen = members[first : first + MAX_ROWS]
-            size = 1 << (len(chosen) - 1).bit_length()
+            long = len(members) > MAX_ROWS  # one shape more is dearer than a half-empty batch
+            size = MAX_ROWS if long else 1 << (len(chosen) - 1).bit_length()
             padded = [rows[i] for i in chosen] + [rows[chosen[0]]] * (size - len(chosen))
             yield chosen, pad_contexts(padded, config, tokens + config.num_chorus, patches)
 

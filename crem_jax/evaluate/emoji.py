@@ -40,7 +40,9 @@ def evaluate(model: Model) -> dict[str, float]:
 
 def quick(model: Model) -> dict[str, float]:
     """A cheap subset, for the curve during training."""
-    return {k: v for k, v in names(model).items() if not isinstance(v, dict)} | describe(model, 128)
+    if not model.config.num_chorus:
+        return describe(model, 128)
+    return {key: value for key, value in names(model).items() if not isinstance(value, dict)}
 
 
 def names(model: Model) -> dict[str, float]:

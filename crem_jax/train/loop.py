@@ -24,6 +24,7 @@ from crem_jax.train.setup import make_parts
 from crem_jax.train.step import TrainState, init_params, train_step
 from crem_jax.types import Batch
 
+RECIPE_FILE = "recipe.json"
 Evaluate = Callable[[Model], dict[str, float]]
 
 
@@ -41,8 +42,9 @@ def train(config: ConfigDict, workdir: str | Path, evaluate: Evaluate | None = N
       ValueError: the config makes no sense, or `workdir` holds a run of another config.
     """
     workdir = Path(workdir)
+    recipe = json.loads(config.to_json_best_effort())
+    _refuse_another(workdir / RECIPE_FILE, recipe)
     parts = make_parts(config)
-    _claim(workdir, config)
 
     # ---------------------------------------------------------------- Mesh
     mesh = meshes.make_mesh(_mesh_shape(config.mesh))
@@ -63,6 +65,7 @@ def train(config: ConfigDict, workdir: str | Path, evaluate: Evaluate | None = N
 
     # ---------------------------------------------------------- Checkpoint
     save_model_files(workdir, parts.model, parts.tokenizer)
+    (workdir / RECIPE_FILE).write_text(json.dumps(recipe, indent=1) + "\n")
     best_metric = config.get("best_metric") if evaluate else None
     checkpointer = Checkpointer(workdir, best_metric)
     restored = checkpointer.restore(state, stream)
@@ -121,21 +124,17 @@ def _model_params(state: TrainState) -> dict:
     return {name: state.params[name] for name in ("backbone", "vision")}
 
 
-def _claim(workdir: Path, config: ConfigDict) -> None:
-    """Writes the recipe, or checks that the run there has the same one."""
-    recipe = json.loads(config.to_json_best_effort())
-    path = workdir / "recipe.json"
-    if path.exists():
-        there = json.loads(path.read_text())
-        different = sorted(k for k in {*there, *recipe} if there.get(k) != recipe.get(k))
-        if different:
-            raise ValueError(
-                f"{workdir} holds a run with another config (different: {', '.join(different)}); "
-                "give another --workdir, or the same config to resume"
-            )
+def _refuse_another(path: Path, recipe: dict) -> None:
+    """Raises if the run there has another recipe."""
+    if not path.exists():
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(recipe, indent=1) + "\n")
+    there = json.loads(path.read_text())
+    different = sorted(k for k in {*there, *recipe} if there.get(k) != recipe.get(k))
+    if different:
+        raise ValueError(
+            f"{path.parent} holds a run with another config (different: {', '.join(different)}); "
+            "give another --workdir, or the same config to resume"
+        )
 
 
 def _mesh_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:

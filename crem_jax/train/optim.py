@@ -25,18 +25,21 @@ _MATRICES = (
 """Which axes of a parameter Muon sees as a matrix's rows and columns; the others are a stack."""
 
 
-def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate over `steps`: linear warm-up to `lr`, then `decay` to `lr * final`."""
+def schedule(config: ConfigDict, steps: int, peak: float | None = None) -> optax.Schedule:
+    """Learning rate over `steps`: linear warm-up to `peak` (default `lr`), then down to
+    `peak * final` as `decay` says (cosine, linear).
+    """
+    peak = config.lr if peak is None else peak
     warmup = min(config.warmup, max(steps - 1, 0))
     if config.decay == "cosine":
-        down = optax.cosine_decay_schedule(config.lr, max(steps - warmup, 1), config.final)
+        down = optax.cosine_decay_schedule(peak, max(steps - warmup, 1), config.final)
     elif config.decay == "linear":
-        down = optax.linear_schedule(config.lr, config.lr * config.final, max(steps - warmup, 1))
+        down = optax.linear_schedule(peak, peak * config.final, max(steps - warmup, 1))
     else:
         raise ValueError(f"optim.decay {config.decay!r} is not one of cosine, linear")
     if not warmup:
         return down
-    up = optax.linear_schedule(config.lr / warmup, config.lr, warmup - 1 or 1)
+    up = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
     return optax.join_schedules([up, down], [warmup])
 
 
@@ -48,8 +51,8 @@ def decay_mask(params: Any) -> Any:
 def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     """Config keys: name (adamw, muon), lr, warmup, decay, final, b1, b2, eps, weight_decay, clip.
 
-    Muon orthogonalises the updates of the layers' matrices (with AdamW's update size, so that both
-    take the same learning rate) and leaves embeddings, norms and biases to AdamW.
+    Muon orthogonalises the updates of the layers' matrices, which it scales to the size of AdamW's,
+    and leaves embeddings, norms and biases to AdamW at the rate `adam_lr`.
     """
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     rate = schedule(config, steps)
@@ -69,6 +72,7 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
             weight_decay_mask=decay_mask,
             adam_b1=config.b1,
             adam_b2=config.b2,
+            adam_learning_rate=schedule(config, steps, config.adam_lr),
             adam_weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,

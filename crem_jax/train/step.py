@@ -109,7 +109,8 @@ def _retrieval(params, memories, batch: Batch, key, model: ModelConfig, loss: Lo
 
 
 def _generation(params, memories, batch: Batch, keys, model: ModelConfig, loss: LossConfig):
-    losses, rights, reals, zs = [], [], [], []
+    samples, compressed, talking, rights, zs, reals = [], [], [], [], [], []
+    metrics = {}
     for i, (name, target) in enumerate(sorted(batch.targets.items())):
         rows = target.tokens.shape[0]
         z = jax.random.bernoulli(jax.random.fold_in(keys[0], i), loss.p_compressed, (rows,))
@@ -122,27 +123,29 @@ def _generation(params, memories, batch: Batch, keys, model: ModelConfig, loss: 
         hidden, _ = crem.decode(model, params, memory, target, z)
         hidden = jnp.take_along_axis(hidden, target.answer_slot[..., None], axis=1)
         each, right = language_modelling(crem.logits(model, params, hidden), target.answer)
-        losses.append(each.reshape(-1))
+        real = target.answer >= 0
+        # 1/T Σ_t of the paper: every sample weighs the same, however long its answers.
+        samples.append(jnp.sum(each, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1))
+        compressed.append(z)
+        talking.append(jnp.any(real, axis=1))
+        metrics[f"generation_{name}"] = _mean(samples[-1], talking[-1])
         rights.append(right.reshape(-1))
-        reals.append((target.answer >= 0).reshape(-1))
-        zs.append(jnp.broadcast_to(z[:, None], each.shape).reshape(-1))
-    each, right, real, z = (jnp.concatenate(x) for x in (losses, rights, reals, zs))
-
-    def mean(values: jax.Array, chosen: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(chosen, values, 0.0)) / jnp.maximum(jnp.sum(chosen), 1)
-
-    value = mean(each, real)
-    by_bucket = {
-        f"generation_{name}": jnp.sum(part) / jnp.maximum(jnp.sum(chosen), 1)
-        for name, part, chosen in zip(sorted(batch.targets), losses, reals, strict=True)
-    }
-    return value, by_bucket | {
+        reals.append(real.reshape(-1))
+        zs.append(jnp.broadcast_to(z[:, None], real.shape).reshape(-1))
+    sample, z, talks = (jnp.concatenate(x) for x in (samples, compressed, talking))
+    right, real, token_z = (jnp.concatenate(x) for x in (rights, reals, zs))
+    value = _mean(sample, talks)
+    return value, metrics | {
         "generation": value,
-        "generation_native": mean(each, real & ~z),
-        "generation_compressed": mean(each, real & z),
-        "token_accuracy_native": mean(right, real & ~z),
-        "token_accuracy_compressed": mean(right, real & z),
+        "generation_native": _mean(sample, talks & ~z),
+        "generation_compressed": _mean(sample, talks & z),
+        "token_accuracy_native": _mean(right, real & ~token_z),
+        "token_accuracy_compressed": _mean(right, real & token_z),
     }
+
+
+def _mean(values: jax.Array, chosen: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(chosen, values, 0.0)) / jnp.maximum(jnp.sum(chosen), 1)
 
 
 def _random_k(key: jax.Array, shape: tuple[int, ...], largest: int) -> jax.Array:
