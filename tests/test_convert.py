@@ -18,8 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from crem_jax import trees
-from crem_jax.config import ConfigError, ModelConfig
-from crem_jax.convert import table
+from crem_jax.config import ConfigError
+from crem_jax.convert import config_json, table
 from crem_jax.convert.card import model_card
 from crem_jax.convert.chorus import add_chorus, chorus_tokens
 from crem_jax.convert.huggingface import export_hf, import_hf
@@ -170,7 +170,7 @@ def test_exported_files_are_what_transformers_itself_writes(exported, tmp_path):
     assert json.loads((tmp_path / name).read_text()) == json.loads((directory / name).read_text())
     assert_bit_equal(tensors(tmp_path), tensors(directory))
     theirs, ours = (
-        ModelConfig.from_hf(json.loads((d / "config.json").read_text()))
+        config_json.from_hf(json.loads((d / "config.json").read_text()))
         for d in (tmp_path, directory)
     )
     assert theirs == ours

@@ -9,7 +9,7 @@ import pytest
 import torch
 import toy
 
-from crem_jax.data.pipeline import _split
+from crem_jax.data.batcher import _split
 from crem_jax.data.prompt import pad_targets
 from crem_jax.data.records import Item
 from crem_jax.train.losses import info_nce, language_modelling, positives

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import toy
 
-from crem_jax.data.pipeline import Batcher, BucketSpec, Stream
+from crem_jax.data.batcher import Batcher, BucketSpec
+from crem_jax.data.pipeline import Stream
 from crem_jax.data.records import Item, Record
 from crem_jax.types import CHORUS, CONTEXT, Batch
 

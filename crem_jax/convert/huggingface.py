@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from crem_jax.config import ModelConfig, VisionConfig
-from crem_jax.convert import table
+from crem_jax.convert import config_json, table
 from crem_jax.convert.card import model_card
 from crem_jax.convert.safetensors_io import Weights, atomic_directory, write_json, write_weights
 from crem_jax.convert.table import WeightsError
@@ -32,7 +32,7 @@ def import_hf(
       ConfigError: the config asks for something this library does not implement.
     """
     directory = Path(directory)
-    config = ModelConfig.from_hf(
+    config = config_json.from_hf(
         _read_json(directory / "config.json"),
         _read_json(directory / "generation_config.json", required=False),
         _read_json(directory / "preprocessor_config.json", required=False),
@@ -103,7 +103,7 @@ def export_hf(
         write_json(partial / "generation_config.json", generation_config(config))
         write_json(partial / "preprocessor_config.json", preprocessor_config(config.vision))
         (partial / "README.md").write_text(model_card(config, card), "utf-8")
-        write_json(partial / "config.json", config.to_hf())
+        write_json(partial / "config.json", config_json.to_hf(config))
 
 
 def generation_config(config: ModelConfig) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from crem_jax.data.pipeline import BatchSpec, BucketSpec, Source
+from crem_jax.data.batcher import BatchSpec, BucketSpec
+from crem_jax.data.pipeline import Source
 from crem_jax.data.sources.emoji import EmojiPictures
 from crem_jax.data.sources.scenes import Scenes
 
