@@ -66,17 +66,23 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
             mask=decay_mask,
         )
     elif config.name == "muon":
-        rule = optax.contrib.muon(
+        # muon's own AdamW has no decay mask, so it only gets the matrices.
+        matrices = optax.contrib.muon(
             rate,
             weight_decay=config.weight_decay,
-            weight_decay_mask=decay_mask,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_learning_rate=schedule(config, steps, config.adam_lr),
-            adam_weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,
         )
+        others = optax.adamw(
+            schedule(config, steps, config.adam_lr),
+            config.b1,
+            config.b2,
+            config.eps,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+            nesterov=True,
+        )
+        rule = optax.partition({"muon": matrices, "adamw": others}, _labels)
     else:
         raise ValueError(f"optim.name {config.name!r} is not one of adamw, muon")
     return optax.chain(clip, rule)
@@ -84,3 +90,8 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
 
 def _matrices(params: Any) -> Any:
     return trees.match(_MATRICES, params, where="muon", default=None)
+
+
+def _labels(params: Any) -> Any:
+    rules = [(pattern, "muon") for pattern, _ in _MATRICES]
+    return trees.match(rules, params, where="muon", default="adamw")
