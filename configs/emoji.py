@@ -19,9 +19,9 @@ def get_config(arg: str = "") -> ConfigDict:
     options = [part for part in arg.split(",") if part]
     config = ConfigDict()
     config.seed = 0
-    config.steps = 1050
+    config.steps = 480
     config.log_every = 20
-    config.eval_every = 350
+    config.eval_every = 240
     config.best_metric = "eval/heldout_name_p5"
     config.evaluate = "emoji"
     config.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 is whatever is left
@@ -34,15 +34,16 @@ def get_config(arg: str = "") -> ConfigDict:
             num_layers=3,
             num_heads=4,
             num_kv_heads=4,
-            mrope_section=(4, 6, 6),
+            mrope_section=(2, 7, 7),
             max_positions=1024,
-            rope_theta=10_000.0,
+            rope_theta=10.0,  # sequences are short, and places on a 6 x 6 grid must differ
         ),
         vision=dict(
             depth=3,
             embed_dim=96,
             num_heads=3,
             patch_size=8,
+            rope_theta=100.0,
             mlp_ratio=3,
             min_pixels=48 * 48,
             max_pixels=96 * 96,
@@ -59,14 +60,14 @@ def get_config(arg: str = "") -> ConfigDict:
             emoji=dict(kind="emoji", split="train"),
             scenes=dict(kind="scenes", split="train", negatives=2, turns=3),
         ),
-        records=dict(emoji=36, scenes=8),
+        records=dict(emoji=72, scenes=16),
         buckets=dict(
-            label=dict(slots=24, patches=0, rows=48),
-            text=dict(slots=36, patches=0, rows=10),
-            picture=dict(slots=26, patches=36, rows=38, target_slots=28, answers=19),
-            scene=dict(slots=62, patches=144, rows=8, target_slots=56, answers=28),
+            label=dict(slots=24, patches=0, rows=96),
+            text=dict(slots=36, patches=0, rows=20),
+            picture=dict(slots=26, patches=36, rows=76, target_slots=28, answers=19),
+            scene=dict(slots=62, patches=144, rows=16, target_slots=56, answers=28),
         ),
-        candidates=58,
+        candidates=116,
     )
     config.loss = dict(
         retrieval=1.0,

@@ -90,7 +90,8 @@ class Backbone(nn.Module):
 
     def setup(self):
         cfg = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        std = cfg.hidden_size**-0.5  # Tied logits start at unit scale.
+        init = nn.with_logical_partitioning(nn.initializers.normal(std), ("vocab", "embed"))
         self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.hidden_size))
         if not cfg.tie_embeddings:
             self.head = self.param("head", init, (cfg.vocab_size, cfg.hidden_size))
