@@ -93,8 +93,12 @@ def get_config(arg: str = "") -> ConfigDict:
 
     for option in options:
         if option == "smoke":
-            config.steps, config.eval_every = 6, 6
-            config.log_every = 2
+            config.steps, config.eval_every, config.log_every = 4, 4, 1
+            config.model.text.num_layers = config.model.vision.depth = config.model.unroll = 1
+            config.data.records = dict(emoji=8, scenes=2)
+            config.data.candidates = 14
+            for bucket, rows in dict(label=14, text=4, picture=9, scene=2).items():
+                config.data.buckets[bucket].rows = rows
         elif option.startswith("arm=") and option[4:] in ARMS:
             config.loss.update(ARMS[option[4:]])
         else:

@@ -56,7 +56,7 @@ class BatchSpec:
     buckets: Mapping[str, BucketSpec]
     records: Mapping[str, int]
     candidates: int
-    positives: int = 4
+    positives: int = 8
 
     def local(self, count: int) -> BatchSpec:
         """One of `count` processes' equal share.
@@ -133,6 +133,11 @@ class Batcher:
                     raise PromptError(
                         f"no data.buckets entry has room; it needs {self._size(record)}"
                     )
+            if len(record.positives) > spec.positives:
+                raise ValueError(
+                    f"record {record.id!r} of {record.source!r} has {len(record.positives)} "
+                    f"positives; data.positives is {spec.positives}"
+                )
             if record.positives:
                 queries.append((row, [item.content_hash() for item in record.positives]))
         wanted = [(record, item) for record in records for item in record.positives[:1]]
@@ -163,7 +168,7 @@ class Batcher:
             if hashes[0] not in candidates:
                 continue
             query_row[i] = row
-            positive_hash[i, : len(hashes[: spec.positives])] = _split(hashes[: spec.positives])
+            positive_hash[i, : len(hashes)] = _split(hashes)
         candidate_row = np.full((spec.candidates,), -1, np.int32)
         candidate_hash = np.zeros((spec.candidates, 2), np.uint32)
         candidate_row[: len(candidates)] = list(candidates.values())

@@ -40,4 +40,5 @@ def make_batch_spec(config: Mapping[str, Any]) -> BatchSpec:
         buckets={name: BucketSpec(**bucket) for name, bucket in config["buckets"].items()},
         records=dict(config["records"]),
         candidates=config["candidates"],
+        positives=config.get("positives", BatchSpec.positives),
     )

@@ -128,13 +128,17 @@ def _refuse_another(path: Path, recipe: dict) -> None:
     """Raises if the run there has another recipe."""
     if not path.exists():
         return
-    there = json.loads(path.read_text())
-    different = sorted(k for k in {*there, *recipe} if there.get(k) != recipe.get(k))
+    there, here = (_leaves(values) for values in (json.loads(path.read_text()), recipe))
+    different = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
     if different:
         raise ValueError(
             f"{path.parent} holds a run with another config (different: {', '.join(different)}); "
             "give another --workdir, or the same config to resume"
         )
+
+
+def _leaves(recipe: dict) -> dict[str, object]:
+    return {path.replace("/", "."): leaf for path, leaf in trees.flatten(recipe).items()}
 
 
 def _mesh_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -177,5 +181,7 @@ def _put(batch: Batch, by_row, whole) -> Batch:
 
 
 def _mean(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """Means over the steps that have the metric; one that none has is left out."""
     fetched = jax.device_get(pending)
-    return {key: float(np.mean([metrics[key] for metrics in fetched])) for key in fetched[0]}
+    columns = {key: np.asarray([metrics[key] for metrics in fetched]) for key in fetched[0]}
+    return {k: float(np.nanmean(v)) for k, v in columns.items() if not np.isnan(v).all()}

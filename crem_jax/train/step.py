@@ -58,7 +58,7 @@ def init_params(model: ModelConfig, loss: LossConfig, key: jax.Array) -> crem.Pa
 def loss_fn(
     params: crem.Params, batch: Batch, key: jax.Array, model: ModelConfig, loss: LossConfig
 ) -> tuple[jax.Array, Metrics]:
-    """The loss of one batch and its parts.
+    """The loss of one batch and its parts; a part that no sample had is NaN.
 
     Args:
       key: decides z and k.
@@ -102,7 +102,7 @@ def _retrieval(params, memories, batch: Batch, key, model: ModelConfig, loss: Lo
     if loss.elastic:
         truncated, _ = at(_random_k(key, (), model.num_chorus))
         value = (1 - loss.elastic) * value + loss.elastic * truncated
-    metrics = {"retrieval": value, **metrics}
+    metrics = {"retrieval": value, "retrieval_queries": jnp.sum(query_valid), **metrics}
     if loss.learn_temperature:
         metrics["temperature"] = temperature
     return value, metrics
@@ -137,15 +137,17 @@ def _generation(params, memories, batch: Batch, keys, model: ModelConfig, loss: 
     value = _mean(sample, talks)
     return value, metrics | {
         "generation": value,
-        "generation_native": _mean(sample, talks & ~z),
-        "generation_compressed": _mean(sample, talks & z),
-        "token_accuracy_native": _mean(right, real & ~token_z),
-        "token_accuracy_compressed": _mean(right, real & token_z),
+        "generation_native": _mean(sample, talks & ~z, jnp.nan),
+        "generation_compressed": _mean(sample, talks & z, jnp.nan),
+        "token_accuracy_native": _mean(right, real & ~token_z, jnp.nan),
+        "token_accuracy_compressed": _mean(right, real & token_z, jnp.nan),
     }
 
 
-def _mean(values: jax.Array, chosen: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.where(chosen, values, 0.0)) / jnp.maximum(jnp.sum(chosen), 1)
+def _mean(values: jax.Array, chosen: jax.Array, of_nothing: float = 0.0) -> jax.Array:
+    count = jnp.sum(chosen)
+    mean = jnp.sum(jnp.where(chosen, values, 0.0)) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, mean, of_nothing)
 
 
 def _random_k(key: jax.Array, shape: tuple[int, ...], largest: int) -> jax.Array:
