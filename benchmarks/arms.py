@@ -16,8 +16,6 @@ import json
 import time
 from pathlib import Path
 
-import jax
-
 from crem_jax.data.sources.questions import SEE
 from crem_jax.evaluate import emoji
 from crem_jax.evaluate.tokens import token_accuracy
@@ -53,7 +51,6 @@ def main() -> None:
         model = train(config, args.out / arm)
         seconds = time.perf_counter() - start
         results[arm] = {**measure(model), "train_seconds": seconds}
-        jax.clear_caches()
     print(table(results))
     if args.json:
         print(json.dumps({"steps": args.steps, "seed": args.seed, "arms": results}))
