@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
+from crem_jax.commands.memory import use_huge_pages
+
 VERBS = {
     "train": ("train", "train a model from a config, or resume its run"),
     "eval": ("evaluate", "measure how well a model finds and tells"),
@@ -34,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       says why), 130 when interrupted. Anything unforeseen is raised, and with `--debug` or
       CREM_DEBUG=1 everything is.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    from_shell = argv is None
+    argv = list(sys.argv[1:] if from_shell else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -48,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}"
         return _refuse("crem", f"{verb!r} is no verb; {hint}")
+    if from_shell and verb in ("train", "eval"):
+        use_huge_pages()
     command = importlib.import_module(f"crem_jax.commands.{VERBS[verb][0]}")
     try:
         args = _parse(verb, command, rest)

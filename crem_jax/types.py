@@ -73,7 +73,7 @@ class Target:
 
 @struct.dataclass
 class KV:
-    """Keys (rotated) and values of every layer: [L, B, C, G, H] each."""
+    """Keys (rotated) and values of every layer: [L, B, G, C, H] each."""
 
     keys: jax.Array
     values: jax.Array
@@ -84,7 +84,7 @@ class Memory:
     """A compressed context: all that retrieval and the decoder need of it.
 
     Attributes:
-      kv: [L, B, S, G, H] keys and values of the context, chorus last.
+      kv: [L, B, G, S, H] keys and values of the context, chorus last.
       region: int32 [B, S].
       next_position: int32 [B], where the target region starts in M-RoPE positions.
       chorus: float32 [B, K, D], final hidden states of the chorus (after the final norm).
@@ -122,7 +122,7 @@ class Memory:
         start = self.region.shape[1] - self.num_chorus
         kept = slice(start, start + k)
         return Memory(
-            kv=KV(self.kv.keys[:, :, kept], self.kv.values[:, :, kept]),
+            kv=jax.tree.map(lambda x: x[:, :, :, kept], self.kv),
             region=self.region[:, kept],
             next_position=self.next_position - self.num_chorus + k,
             chorus=self.chorus[:, :k],
@@ -134,7 +134,7 @@ class Cache:
     """Keys and values of the target region so far, while an answer is generated.
 
     Attributes:
-      kv: [L, B, C, G, H].
+      kv: [L, B, G, C, H].
       valid: bool [B, C], the slots that hold real tokens.
       length: int32 [], slots written so far.
       count: int32 [B], real tokens written so far.

@@ -105,7 +105,7 @@ def test_chorus_only_equals_hiding_the_context(oracle, halves):
     memory, target = halves
     expected = hf.answers(oracle, memory, target, True)
     small = memory.chorus_only()
-    assert small.kv.keys.shape[2] == hf.K
+    assert small.kv.keys.shape[3] == hf.K
     for z in (False, True):
         got = hf.answers(oracle, small, target, z)
         np.testing.assert_allclose(got[target.valid], expected[target.valid], atol=1e-5)

@@ -78,7 +78,7 @@ def gradients(sample):
 
     def of(z: bool) -> tuple[np.ndarray, np.ndarray]:
         got = gradient(memory.kv, jnp.full(len(target.tokens), z))
-        total = np.abs(got.keys).sum(axis=(0, 3, 4)) + np.abs(got.values).sum(axis=(0, 3, 4))
+        total = np.abs(got.keys).sum(axis=(0, 2, 4)) + np.abs(got.values).sum(axis=(0, 2, 4))
         return total, np.asarray(memory.region)
 
     return of
@@ -105,7 +105,7 @@ def test_pixels_reach_a_compressed_answer_through_the_chorus_alone(sample):
         def loss(vision):
             params = {**oracle.params, "vision": vision}
             memory = crem.compress(oracle.config, params, context)
-            chorus = (memory.region == CHORUS)[None, :, :, None, None] & cut_chorus
+            chorus = (memory.region == CHORUS)[None, :, None, :, None] & cut_chorus
             kv = jax.tree.map(lambda x: jnp.where(chorus, jax.lax.stop_gradient(x), x), memory.kv)
             memory = memory.replace(kv=KV(kv.keys, kv.values))
             hidden, _ = crem.decode(oracle.config, params, memory, target, z)
@@ -124,7 +124,7 @@ def test_pixels_reach_a_compressed_answer_through_the_chorus_alone(sample):
 def test_a_compressed_answer_does_not_change_with_the_context_it_cannot_see(sample):
     oracle, context, target = sample
     memory = hf.compress(oracle.config, oracle.params, context)
-    hidden = (memory.region == CONTEXT)[None, :, :, None, None]
+    hidden = (memory.region == CONTEXT)[None, :, None, :, None]
     noise = jax.tree.map(
         lambda x: jnp.where(hidden, 100 * jax.random.normal(jax.random.key(1), x.shape), x),
         memory.kv,

@@ -33,8 +33,8 @@ class Block(nn.Module):
 
         Args:
           x: [B, T, D].
-          memory: keys and values [B, S, G, H] to attend to beside the own ones, or None.
-          buffer: own keys and values so far [B, C, G, H]; the new ones are written at `start`.
+          memory: keys and values [B, G, S, H] to attend to beside the own ones, or None.
+          buffer: own keys and values so far [B, G, C, H]; the new ones are written at `start`.
             None when x is the whole sequence.
           rotation: of the T slots.
           memory_visible: bool [B, T or 1, S]. self_visible: bool [B, T, T or C].
@@ -47,18 +47,19 @@ class Block(nn.Module):
         y = RMSNorm(cfg.rms_norm_eps, name="attention_norm")(x)
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
-            return Dense(
+            dense = Dense(
                 (heads, cfg.head_dim), ("embed", axis, "head_dim"), dtype=self.dtype, name=name
-            )(y)
+            )
+            return dense(y)
 
-        q = rotate(project("q", cfg.num_heads, "heads"), rotation)
+        q = rotate(project("q", cfg.num_heads, "heads"), rotation).swapaxes(1, 2)
         own = KV(
-            keys=rotate(project("k", cfg.num_kv_heads, "kv_heads"), rotation),
-            values=project("v", cfg.num_kv_heads, "kv_heads"),
+            keys=rotate(project("k", cfg.num_kv_heads, "kv_heads"), rotation).swapaxes(1, 2),
+            values=project("v", cfg.num_kv_heads, "kv_heads").swapaxes(1, 2),
         )
         if buffer is not None:
             own = jax.tree.map(
-                lambda b, new: jax.lax.dynamic_update_slice_in_dim(b, new, start, axis=1),
+                lambda b, new: jax.lax.dynamic_update_slice_in_dim(b, new, start, axis=2),
                 buffer,
                 own,
             )
@@ -121,11 +122,11 @@ class Backbone(nn.Module):
         Args:
           x: [B, T, D] embeddings. position: int32 [B, T, 3].
           self_visible: bool [B, T, T], or [B, T, C] with a buffer of C slots.
-          memory: stacked [L, B, S, G, H]; memory_visible: bool [B, T or 1, S].
-          buffer: stacked [L, B, C, G, H], written at slot `start`.
+          memory: stacked [L, B, G, S, H]; memory_visible: bool [B, T or 1, S].
+          buffer: stacked [L, B, G, C, H], written at slot `start`.
 
         Returns:
-          Hidden states [B, T, D], and the keys and values [L, B, T or C, G, H].
+          Hidden states [B, T, D], and the keys and values [L, B, G, T or C, H].
         """
         cfg = self.config
         rotation = text_rotation(position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)

@@ -69,8 +69,8 @@ class Decoder(nn.Module):
 
 def empty_cache(memory: Memory, slots: int) -> Cache:
     """A cache of `slots` free slots beside `memory`."""
-    layers, batch, _, groups, dim = memory.kv.keys.shape
-    zeros = jnp.zeros((layers, batch, slots, groups, dim), memory.kv.keys.dtype)
+    layers, batch, groups, _, dim = memory.kv.keys.shape
+    zeros = jnp.zeros((layers, batch, groups, slots, dim), memory.kv.keys.dtype)
     return Cache(
         kv=KV(zeros, zeros),
         valid=jnp.zeros((batch, slots), bool),

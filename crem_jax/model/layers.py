@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[R, I] @ [I, O] -> [R, O].
+
+    The kernel's gradient is xᵀ g as written. JAX's own rule gives (gᵀ x)ᵀ, for which XLA's CPU
+    compiler recomputes the activation behind g column by column: a sixth of a training step.
+    """
+    return x @ kernel
+
+
+def _matmul_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(saved, g):
+    x, kernel = saved
+    by_rows, by_outputs = (((0,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(g, kernel, by_outputs), jax.lax.dot_general(x, g, by_rows)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Dense(nn.Module):
@@ -38,11 +62,11 @@ class Dense(nn.Module):
         kernel = self.param(
             "kernel", nn.with_logical_partitioning(init, tuple(self.axes)), inner + features
         )
-        x = x.astype(self.dtype)
-        lead = tuple(range(x.ndim - self.contract, x.ndim))
-        y = jax.lax.dot_general(
-            x, kernel.astype(self.dtype), ((lead, tuple(range(self.contract))), ((), ()))
+        rows, size = x.shape[: -self.contract], math.prod(inner)
+        y = matmul(
+            x.astype(self.dtype).reshape(-1, size), kernel.astype(self.dtype).reshape(size, -1)
         )
+        y = y.reshape(rows + features)
         if self.use_bias:
             names = tuple(self.axes[self.contract :])
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), names)

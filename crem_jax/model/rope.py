@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Rotation = tuple[jax.Array, jax.Array]
-"""Cosines and sines, float32 [B, T, 1, H/2] each: computed once, used by every layer."""
+"""Cosines and sines, float32 [B, T, 1, H] each: computed once, used by every layer."""
 
 
 def text_rotation(position: jax.Array, dim: int, theta: float, section: Sequence[int]) -> Rotation:
@@ -36,12 +36,17 @@ def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     x: [B, T, heads, H] -> [B, T, heads, H] in x's dtype.
     """
     cos, sin = rotation
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
+    dtype, half = x.dtype, x.shape[-1] // 2
+    x = x.astype(jnp.float32)
+    # Swapping halves by a matrix product (exact: its entries are 0, 1, -1) is several times faster
+    # than slicing and concatenating, in the backward pass too.
+    swap = np.kron(np.array([[0, 1], [-1, 0]], np.float32), np.eye(half, dtype=np.float32))
+    swapped = jnp.einsum("...H,HJ->...J", x, swap, precision=jax.lax.Precision.HIGHEST)
+    return (x * cos + swapped * sin).astype(dtype)
 
 
 def _turn(angles: jax.Array) -> Rotation:
+    angles = jnp.concatenate([angles, angles], axis=-1)
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
 

@@ -34,7 +34,9 @@ class VisionBlock(nn.Module):
             name="qkv",
         )(LayerNorm(name="norm1")(x))
         q, k, v = (qkv[:, :, i] for i in range(3))
-        out = attend(rotate(q, rotation), [(rotate(k, rotation), v, visible)])
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        out = attend(q, [(k, v, visible)])
         x = x + Dense(
             (cfg.embed_dim,),
             ("vision_heads", "head_dim", "vision_embed"),

@@ -78,5 +78,5 @@ def language_modelling(logits: jax.Array, answer: jax.Array) -> tuple[jax.Array,
     """
     picked = jnp.take_along_axis(logits, jnp.maximum(answer, 0)[..., None], axis=-1)[..., 0]
     loss = jax.nn.logsumexp(logits, axis=-1) - picked
-    right = jnp.argmax(logits, axis=-1) == answer
+    right = picked >= jnp.max(logits, axis=-1)
     return jnp.where(answer >= 0, loss, 0.0), right & (answer >= 0)
