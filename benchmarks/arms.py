@@ -16,6 +16,7 @@ import json
 import time
 from pathlib import Path
 
+from crem_jax.commands.memory import use_huge_pages
 from crem_jax.data.sources.questions import SEE
 from crem_jax.evaluate import emoji
 from crem_jax.evaluate.tokens import token_accuracy
@@ -58,7 +59,7 @@ def main() -> None:
 
 def measure(model) -> dict[str, float]:
     """All columns for one arm."""
-    scores = emoji.names(model) | emoji.scenes(model) | emoji.visual_questions(model)
+    scores = emoji.names(model, "heldout") | emoji.scenes(model) | emoji.visual_questions(model)
     records = emoji.scene_records()
     pictures = [record.query.images[0] for record in records]
     turns = [(SEE, record.positives[0].text) for record in records]
@@ -76,4 +77,5 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main()

@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 540
     config.log_every = 20
     config.eval_every = 270
-    config.best_metric = "eval/heldout_name_p5"
+    config.best_metric = "eval/validation_name_p5"
     config.evaluate = "emoji"
     config.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 is whatever is left
 

@@ -169,16 +169,15 @@ def _restore_params(
         partial_restore=True,
     )
     try:
-        params = manager.restore(step, args=ocp.args.Composite(params=wanted)).params
+        stored = ocp.PyTreeCheckpointHandler().metadata(where / "params").tree
+        stored = {name: stored[name] for name in like if name in stored}
+        trees.check_same(stored, like, what=f"{where}, by {CONFIG_FILE},")
+        return manager.restore(step, args=ocp.args.Composite(params=wanted)).params
+    except trees.TreeError:
+        raise
     except Exception as error:  # orbax and tensorstore have no common class for bad data
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{where}: is damaged, or does not fit {CONFIG_FILE}: {reason}") from error
-    absent = [k for k, leaf in trees.flatten(params).items() if not isinstance(leaf, jax.Array)]
-    if absent:
-        raise ValueError(
-            f"{where}: does not fit {CONFIG_FILE}; missing ({len(absent)}): {', '.join(absent)}"
-        )
-    return params
+        raise ValueError(f"{where}: is damaged: {reason}") from error
 
 
 def _score(metrics: dict[str, float]) -> float:

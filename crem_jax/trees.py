@@ -7,10 +7,8 @@ One mechanism drives freezing, learning rates, weight decay and adapters: an ord
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
-
-import numpy as np
 
 T = TypeVar("T")
 Tree = Mapping[str, Any]
@@ -57,11 +55,6 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def map_paths(function: Callable[[str, Any], T], tree: Tree) -> dict[str, Any]:
-    """The tree with every leaf replaced by function(path, leaf)."""
-    return unflatten({path: function(path, leaf) for path, leaf in flatten(tree).items()})
-
-
 def match(
     rules: Sequence[tuple[str, T]], tree: Tree, *, where: str, default: Any = _MISSING
 ) -> dict[str, Any]:
@@ -99,15 +92,15 @@ def check_same(got: Tree, expected: Tree, *, what: str = "the tree") -> None:
     """Raises unless both trees have the same paths and shapes.
 
     Args:
-      got, expected: trees of arrays or of anything with a shape.
+      got, expected: trees of anything with a shape.
       what: names `got` in the error.
 
     Raises:
       TreeError: lists everything missing, extra and of another shape in one message.
     """
     problems = differences(
-        {path: np.shape(leaf) for path, leaf in flatten(got).items()},
-        {path: np.shape(leaf) for path, leaf in flatten(expected).items()},
+        {path: leaf.shape for path, leaf in flatten(got).items()},
+        {path: leaf.shape for path, leaf in flatten(expected).items()},
     )
     if problems:
         raise TreeError(f"{what} does not fit: {'; '.join(problems)}")

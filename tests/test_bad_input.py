@@ -225,16 +225,23 @@ def test_a_model_directory_that_contradicts_itself_says_so(
     refuses(["tell", copy, picture], f"{copy / 'crem.json'}: ")
     checkpoint = copy / "checkpoints" / "0"
     for key, value, complaint in (
-        ("intermediate_size", 56, "is damaged, or does not fit crem.json: Requested shape: (1, "),
-        ("tie_embeddings", False, "does not fit crem.json; missing (1): backbone/head"),
+        (
+            "intermediate_size",
+            56,
+            "wrong shape (3): backbone/layers/mlp/down/kernel has shape [1, 48, 32], expected "
+            "[1, 56, 32], backbone/layers/mlp/gate/kernel has shape [1, 32, 48], expected "
+            "[1, 32, 56], backbone/layers/mlp/up/kernel has shape [1, 32, 48], expected "
+            "[1, 32, 56]",
+        ),
+        ("tie_embeddings", False, "missing (1): backbone/head"),
     ):
         other = {**values, "text": {**values["text"], key: value}}
         (copy / "crem.json").write_text(json.dumps(other))
-        refuses(["tell", copy, picture], f"{checkpoint}: {complaint}")
+        refuses(["tell", copy, picture], f"{checkpoint}, by crem.json, does not fit: {complaint}")
     (copy / "crem.json").write_text(json.dumps(values))
     largest = max(checkpoint.rglob("ocdbt*/d/*"), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:100])
-    refuses(["tell", copy, picture], f"{checkpoint}: is damaged, or does not fit crem.json")
+    refuses(["tell", copy, picture], f"{checkpoint}: is damaged: ")
     shutil.rmtree(copy / "checkpoints")
     refuses(["tell", copy, picture], f"{copy} has no checkpoint yet")
 

@@ -44,8 +44,10 @@ def heldout_scenes():
 
 
 def test_the_package_has_every_emoji_and_holds_out_only_skin_tones():
-    train, heldout = emoji.load_emoji("train"), emoji.load_emoji("heldout")
-    assert (len(train), len(heldout)) == (3329, 214)
+    train, validation, heldout = map(emoji.load_emoji, emoji.SPLITS)
+    assert (len(train), len(validation), len(heldout)) == (3232, 97, 214)
+    assert all("skin tone" in e.name and e.split == "validation" for e in validation)
+    assert not {e.emoji for e in train} & {e.emoji for e in validation}
     names = {e.name for e in train}
     assert not names & {e.name for e in heldout}
     concepts = {name.split(":")[0] for name in names}

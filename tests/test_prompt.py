@@ -218,6 +218,16 @@ def test_patches_of_an_array_are_those_of_the_same_picture(rng):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_strip_keeps_within_max_pixels_where_shapes_are_static():
+    soft = toy.prompter()
+    hard = Prompter(soft.config, soft.tokenizer, hard_max=True)
+    strip, square = (np.zeros((*size, 3), np.uint8) for size in ((20, 2000), (30, 50)))
+    vision = soft.config.vision
+    most = vision.max_pixels // vision.patch_size**2
+    assert len(soft.patches(strip)[0]) > most >= len(hard.patches(strip)[0])
+    np.testing.assert_array_equal(soft.patches(square)[0], hard.patches(square)[0])
+
+
 def test_an_over_long_prompt_is_refused_with_its_size_and_beginning():
     prompter = toy.prompter()
     fits = prompter.context(Item(" cat" * 100)).tokens

@@ -23,11 +23,6 @@ def test_a_path_cannot_be_leaf_and_subtree(paths):
         trees.unflatten(dict.fromkeys(paths, 1))
 
 
-def test_map_paths_sees_the_path_and_the_leaf():
-    got = trees.map_paths(lambda path, leaf: (path, leaf.shape), TREE)
-    assert got["a"]["kernel"] == ("a/kernel", (2, 3))
-
-
 def test_the_first_rule_that_matches_the_whole_path_wins():
     rules = [("a/.*", 1), (".*kernel", 2), (".*", 3)]
     got = trees.match(rules, TREE, where="optim.rules")

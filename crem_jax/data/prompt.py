@@ -56,11 +56,14 @@ class Prompter:
     Args:
       config: the model's.
       tokenizer: a transformers tokenizer holding Qwen2-VL's special tokens.
+      hard_max: never exceed the model's max_pixels, which Qwen2-VL's own rule does for long strips;
+        for batches of static shape.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer):
+    def __init__(self, config: ModelConfig, tokenizer, hard_max: bool = False):
         self.config = config
         self.tokenizer = tokenizer
+        self.hard_max = hard_max
         self.user_tokens = functools.lru_cache(maxsize=1 << 17)(self._user_tokens)
         text, system = self.user_tokens, config.system_prompt
         start, end = (
@@ -139,6 +142,7 @@ class Prompter:
             merge=vision.merge_size,
             min_pixels=vision.min_pixels,
             max_pixels=vision.max_pixels,
+            hard_max=self.hard_max,
         )
         if not isinstance(image, np.ndarray) or size != (height, width) or image.shape[2] != 3:
             image = resize(open_picture(image), *size)

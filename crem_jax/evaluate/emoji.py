@@ -34,25 +34,26 @@ def evaluate(model: Model) -> dict[str, float]:
     """Every figure of the embedded default, under the keys of `summary.json`."""
     scores: dict[str, float] = {}
     if model.config.num_chorus:
-        scores |= names(model) | scenes(model)
+        scores |= names(model, "heldout") | scenes(model)
     return scores | visual_questions(model) | describe(model)
 
 
 def quick(model: Model) -> dict[str, float]:
-    """A cheap subset, for the curve during training."""
+    """Cheap figures to choose by, on emoji that are neither trained on nor held out."""
     if not model.config.num_chorus:
         return describe(model, 128)
-    return {key: value for key, value in names(model).items() if not isinstance(value, dict)}
+    scores = names(model, "validation")
+    return {key: value for key, value in scores.items() if key != "elastic"}
 
 
-def names(model: Model) -> dict[str, float]:
-    """Held-out pictures → their name among all names, and back among the held-out pictures."""
-    everything, heldout = load_emoji("all"), EmojiPictures("heldout")
-    pictures = model.chorus_states([heldout.draw(i) for i in range(len(heldout))])
+def names(model: Model, split: str) -> dict[str, float]:
+    """A split's pictures → their name among all names, and back among the split's pictures."""
+    everything, asked = load_emoji("all"), EmojiPictures(split)
+    pictures = model.chorus_states([asked.draw(i) for i in range(len(asked))])
     labels = model.chorus_states([emoji.name for emoji in everything])
-    true = [set(same_picture_names(heldout[i])) for i in range(len(heldout))]
+    true = [set(same_picture_names(asked[i])) for i in range(len(asked))]
     positive = np.array([[emoji.name in names for emoji in everything] for names in true])
-    own = [i for i, emoji in enumerate(everything) if emoji.split == "heldout"]
+    own = [i for i, emoji in enumerate(everything) if emoji.split == split]
     scores = pool(pictures) @ pool(labels).T
     elastic = {
         k: precision_at(pool(pictures, k) @ pool(labels, k).T, positive, 5)
@@ -60,9 +61,9 @@ def names(model: Model) -> dict[str, float]:
         if k <= model.config.num_chorus
     }
     return {
-        "heldout_name_p1": precision_at(scores, positive, 1),
-        "heldout_name_p5": precision_at(scores, positive, 5),
-        "heldout_picture_p1": precision_at(scores[:, own].T, positive[:, own].T, 1),
+        f"{split}_name_p1": precision_at(scores, positive, 1),
+        f"{split}_name_p5": precision_at(scores, positive, 5),
+        f"{split}_picture_p1": precision_at(scores[:, own].T, positive[:, own].T, 1),
         "elastic": elastic,
     }
 

@@ -54,7 +54,7 @@ def make_parts(config: ConfigDict) -> Parts:
         stream=Stream(
             make_sources(config.data.sources),
             make_batch_spec(config.data),
-            Prompter(model, tokenizer),
+            Prompter(model, tokenizer, hard_max=True),
             config.seed,
             jax.process_index(),
             jax.process_count(),

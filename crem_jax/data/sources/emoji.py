@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import io
 import re
 from collections import defaultdict
@@ -21,7 +22,8 @@ from crem_jax.data.sources.cutout import cut_out
 from crem_jax.data.sources.drawing import colour_gain, paste, random_background, to_pixels
 
 DATA_DIR = Path(__file__).parents[2] / "assets" / "emoji" / "1.0.0"
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "validation", "heldout")
+_VALIDATION_SHARE = 16  # one skin-tone variant in so many of those that are not held out
 WHAT = "What is this?"
 WHICH_GROUP = "Which group?"
 FILL = 0.92
@@ -53,12 +55,30 @@ class Emoji:
 
 @functools.cache
 def load_emoji(split: str = "all") -> tuple[Emoji, ...]:
-    """The packaged emoji of a split ("train", "heldout" or "all"), in the order of the package."""
+    """The packaged emoji of a split ("train", "validation", "heldout" or "all").
+
+    Like the held-out ones, those for validation are skin-tone variants; they choose recipes and
+    checkpoints, so that the held-out ones need not.
+    """
     if split == "all":
         return tuple(emoji for part in SPLITS for emoji in load_emoji(part))
+    if split == "heldout":
+        return read_emoji(DATA_DIR, "heldout")
     if split not in SPLITS:
         raise ValueError(f"unknown emoji split {split!r}; expected one of {(*SPLITS, 'all')}")
-    return read_emoji(DATA_DIR, split)
+    return tuple(emoji for emoji in _not_held_out() if emoji.split == split)
+
+
+@functools.cache
+def _not_held_out() -> tuple[Emoji, ...]:
+    def is_for_validation(emoji: Emoji) -> bool:
+        digest = hashlib.blake2b(emoji.emoji.encode(), digest_size=8).digest()
+        return "skin tone" in emoji.name and int.from_bytes(digest) % _VALIDATION_SHARE == 0
+
+    return tuple(
+        dataclasses.replace(emoji, split="validation") if is_for_validation(emoji) else emoji
+        for emoji in read_emoji(DATA_DIR, "train")
+    )
 
 
 def read_emoji(directory: Path, split: str) -> tuple[Emoji, ...]:
@@ -103,7 +123,7 @@ class EmojiPictures:
     """Random access to single emoji as training records.
 
     Args:
-      split: "train", "heldout" or "all".
+      split: "train", "validation", "heldout" or "all".
       size: side of the square canvas in pixels.
     """
 
@@ -127,7 +147,7 @@ class EmojiPictures:
             top = left = (self.size - side) // 2
             canvas = np.full((self.size, self.size, 3), 255, np.float32)
         else:
-            side = int(rng.integers(round(0.6 * self.size), self.size + 1))
+            side = int(rng.integers(round(0.75 * self.size), self.size + 1))
             top, left = rng.integers(0, self.size - side + 1, 2)
             canvas = np.array(random_background(rng, self.size))
         sprite = self._emoji[index].sprite.resize((side, side), Image.Resampling.BILINEAR)

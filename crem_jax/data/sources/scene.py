@@ -33,8 +33,9 @@ CELLS = ("top left", "top right", "bottom left", "bottom right")
 
 HELD_OUT_SHARE = 0.12
 REPEAT_SHARE = 0.15
-COUNT_SHARES = (0.1, 0.25, 0.35, 0.3)
-"""How often a scene has one, two, three and four objects."""
+COUNT_SHARES = {"train": (0.3, 0.2, 0.2, 0.3), "heldout": (0.1, 0.25, 0.35, 0.3)}
+"""How often a scene has one, two, three and four objects, before those of the other split are
+dropped. Scenes of one object teach places on their own; held-out ones have two at least."""
 
 _HAND_WEIGHT = 2.0  # hands are few among the objects and carry all the tone questions
 _SPRITE_STEPS = 6
@@ -145,7 +146,7 @@ def sample_scene(rng: np.random.Generator, split: str = "train") -> Scene:
     if split not in ("train", "heldout"):
         raise ValueError(f"unknown scene split {split!r}; expected 'train' or 'heldout'")
     while True:
-        count = 1 + int(rng.choice(4, p=COUNT_SHARES))
+        count = 1 + int(rng.choice(4, p=COUNT_SHARES[split]))
         names = list(rng.choice(NAMES, count, replace=False, p=_weights()))
         if count > 1 and rng.random() < REPEAT_SHARE:
             names[-1] = names[0]
