@@ -19,9 +19,9 @@ def get_config(arg: str = "") -> ConfigDict:
     options = [part for part in arg.split(",") if part]
     config = ConfigDict()
     config.seed = 0
-    config.steps = 540
+    config.steps = 1100
     config.log_every = 20
-    config.eval_every = 270
+    config.eval_every = 550
     config.best_metric = "eval/validation_name_p5"
     config.evaluate = "emoji"
     config.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 is whatever is left
@@ -58,20 +58,20 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = dict(
         sources=dict(
             emoji=dict(kind="emoji", split="train"),
-            scenes=dict(kind="scenes", split="train", negatives=2, turns=3),
+            scenes=dict(kind="scenes", split="train", negatives=5, turns=3),
         ),
-        records=dict(emoji=72, scenes=16),
+        records=dict(emoji=64, scenes=20),
         buckets=dict(
-            label=dict(slots=24, patches=0, rows=96),
-            text=dict(slots=36, patches=0, rows=20),
-            picture=dict(slots=26, patches=36, rows=76, target_slots=28, answers=19),
-            scene=dict(slots=62, patches=144, rows=16, target_slots=56, answers=28),
+            label=dict(slots=24, patches=0, rows=112),
+            text=dict(slots=34, patches=0, rows=36),
+            picture=dict(slots=26, patches=36, rows=68, target_slots=28, answers=19),
+            scene=dict(slots=62, patches=144, rows=20, target_slots=56, answers=28),
         ),
-        candidates=116,
+        candidates=180,
     )
     config.loss = dict(
         retrieval=1.0,
-        generation=1.0,
+        generation=2.0,
         p_compressed=0.5,
         elastic=0.5,
         learn_temperature=False,
