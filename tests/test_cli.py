@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -188,3 +189,19 @@ def test_export_and_import_give_the_model_back_with_a_card_of_its_run(
     np.testing.assert_allclose(
         crem_jax.load(hf).encode(["a tree"]), model.encode(["a tree"]), atol=0.05
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux only")
+@pytest.mark.parametrize("given", [None, "glibc.malloc.check=0"])
+def test_training_starts_anew_with_huge_pages_unless_the_user_has_set_malloc(given):
+    code = (
+        "import os; from crem_jax.commands.memory import use_huge_pages\n"
+        "print(os.getpid()); import sys; sys.stdout.flush(); use_huge_pages()\n"
+        "print(os.environ['GLIBC_TUNABLES'])"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    env |= {"GLIBC_TUNABLES": given} if given else {}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    *pids, setting = done.stdout.split()
+    assert setting == (given or "glibc.malloc.hugetlb=1")
+    assert len(pids) == (1 if given else 2) and len(set(pids)) == 1
