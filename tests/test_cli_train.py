@@ -29,7 +29,9 @@ SCORES = dict.fromkeys(MEASURED, 0.5) | {"elastic": {1: 0.25, 4: 0.5}}
 @pytest.fixture
 def pretend(monkeypatch):
     """An evaluation and a show that cost nothing; the real ones have tests of their own."""
-    fake = SimpleNamespace(quick=lambda model: {"heldout_name_p5": 0.5}, evaluate=lambda m: SCORES)
+    fake = SimpleNamespace(
+        quick=lambda model: {"validation_name_p5": 0.5}, evaluate=lambda m: SCORES
+    )
     monkeypatch.setattr(registry, "EVALUATORS", {"emoji": fake})
     monkeypatch.setattr(run_report, "SHOWS", {"emoji": lambda workdir, model: [workdir / "seen"]})
 
@@ -68,7 +70,7 @@ def test_train_then_eval_and_the_same_command_trains_no_further(
     command = ["train", f"--config={config}:smoke,arm=retrieval_only", f"--workdir={run}"]
     command += ["--config.steps=2", "--config.eval_every", "2", "--config.optim.name=adamw"]
     done = crem(capsys, *command, "--json").json
-    assert done["eval/heldout_name_p5"] == 0.5 and done["peak_rss_mb"] > 100
+    assert done["eval/validation_name_p5"] == 0.5 and done["peak_rss_mb"] > 100
     assert done["files"] == [str(run / "curves.png"), str(run / "seen")]
     assert done["train_seconds"] == read_timing(run)["train_seconds"] > 0
 
