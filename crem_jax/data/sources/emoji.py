@@ -26,6 +26,7 @@ SPLITS = ("train", "validation", "heldout")
 _VALIDATION_SHARE = 16  # one skin-tone variant in so many of those that are not held out
 WHAT = "What is this?"
 WHICH_GROUP = "Which group?"
+_GROUP_SHARE = 0.06  # of the conversations and of the queries; all others are about the name
 FILL = 0.92
 """The share of the canvas an emoji fills in the evaluation rendering."""
 
@@ -164,9 +165,9 @@ class EmojiPictures:
         positives = tuple(Item(text=name) for name in same_picture_names(emoji))
         turns = [(WHAT, emoji.name)]
         if rng is not None:
-            if rng.random() < 0.15:
+            if rng.random() < _GROUP_SHARE:
                 turns = [(WHICH_GROUP, emoji.group)]
-            if rng.random() < 0.1:
+            if rng.random() < _GROUP_SHARE:
                 query = Item(text=WHICH_GROUP, images=(picture,))
                 positives = (Item(text=emoji.group),)
         return Record(
