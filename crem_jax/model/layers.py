@@ -15,7 +15,7 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[R, I] @ [I, O] -> [R, O].
 
     The kernel's gradient is xᵀ g as written. JAX's own rule gives (gᵀ x)ᵀ, for which XLA's CPU
-    compiler recomputes the activation behind g column by column: a sixth of a training step.
+    compiler recomputes the activation behind g column by column: a seventh of a step.
     """
     return x @ kernel
 

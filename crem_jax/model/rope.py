@@ -38,8 +38,8 @@ def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     cos, sin = rotation
     dtype, half = x.dtype, x.shape[-1] // 2
     x = x.astype(jnp.float32)
-    # Swapping halves by a matrix product (exact: its entries are 0, 1, -1) is several times faster
-    # than slicing and concatenating, in the backward pass too.
+    # The halves are swapped by a matrix product (exact: its entries are 0, 1, -1), because slices
+    # and concatenations become scalar loops on CPU, in the backward pass too.
     swap = np.kron(np.array([[0, 1], [-1, 0]], np.float32), np.eye(half, dtype=np.float32))
     swapped = jnp.einsum("...H,HJ->...J", x, swap, precision=jax.lax.Precision.HIGHEST)
     return (x * cos + swapped * sin).astype(dtype)
