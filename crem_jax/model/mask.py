@@ -47,6 +47,6 @@ def compression_mask(
     return causal & real & ~(z[:, None, None] & hidden)
 
 
-def picture_mask(picture: jax.Array) -> jax.Array:
-    """Patches attend within their own picture. picture: int32 [B, P] -> bool [B, P, P]."""
-    return picture[:, :, None] == picture[:, None, :]
+def picture_mask(segment: jax.Array) -> jax.Array:
+    """Patches attend within their own segment. segment: int32 [B, P] -> bool [B, P, P]."""
+    return segment[:, :, None] == segment[:, None, :]

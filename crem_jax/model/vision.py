@@ -23,8 +23,11 @@ class VisionBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, rotation: Rotation, visible: jax.Array):
-        """x: [B, P, E], rotation: of the patches, visible: bool [B, P, P]; returns (x, None)."""
+    def __call__(self, x: jax.Array, rotation: Rotation, segment: jax.Array):
+        """x: [B, P, E], rotation: of the patches; returns (x, None).
+
+        segment: int32 [B, P]; patches see each other where it is equal, 0 is padding.
+        """
         cfg = self.config
         heads = (cfg.num_heads, cfg.head_dim)
         qkv = Dense(
@@ -36,7 +39,7 @@ class VisionBlock(nn.Module):
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k = rotate(q, rotation), rotate(k, rotation)
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-        out = attend(q, [(k, v, visible)])
+        out = attend(q, [(k, v, picture_mask(segment))])
         x = x + Dense(
             (cfg.embed_dim,),
             ("vision_heads", "head_dim", "vision_embed"),
@@ -89,10 +92,9 @@ class VisionTower(nn.Module):
         x = x.astype(self.dtype) @ kernel.astype(self.dtype)
 
         rotation = vision_rotation(patches.position, cfg.head_dim, cfg.rope_theta)
-        visible = picture_mask(patches.picture)
         x, _ = scanned(VisionBlock, cfg.depth, self.remat, self.unroll)(
             cfg, self.dtype, name="blocks"
-        )(x, rotation, visible)
+        )(x, rotation, patches.picture)
 
         batch, count, width = x.shape
         group = cfg.merge_size**2
