@@ -257,3 +257,13 @@ def test_warm_up_rises_to_the_rate_and_decay_ends_at_its_share():
     assert all(a >= b for a, b in itertools.pairwise(rates[5:]))
     with pytest.raises(ValueError, match=r"optim\.decay 'steps' is not one of cosine, linear"):
         schedule(ConfigDict({**OPTIM.to_dict(), "decay": "steps"}), 50)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(params, batch):
+    broken = dataclasses.replace(PLAIN, temperature=0.0, generation=0.0)
+    history, state = trained(params, batch, 2, broken)
+    assert [metrics["finite"] for metrics in history] == [0, 0]
+    assert state.step == 2
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    fresh = make_optimizer(OPTIM, 2).init(params)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh)

@@ -165,7 +165,12 @@ def train_step(
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[jax.Array], jax.Array],
 ) -> tuple[TrainState, Metrics]:
-    """Pure; jit, donation and shardings are applied where it is called."""
+    """Pure; jit, donation and shardings are applied where it is called.
+
+    A step whose loss or gradient is not finite leaves parameters and moments as they are; its
+    number still advances, so that the next step draws another batch, z and k. The metric `finite`
+    is 1 or 0: whoever fetches it counts, the step itself never waits for the host.
+    """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params, batch, key, model, loss
@@ -174,4 +179,11 @@ def train_step(
     metrics["grad_norm"] = optax.global_norm(grads)
     metrics["learning_rate"] = learning_rate(state.step)
     params = optax.apply_updates(state.params, updates)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    metrics["finite"] = finite.astype(jnp.float32)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, opt_state),
+        (state.params, state.opt_state),
+    )
     return TrainState(state.step + 1, params, opt_state), metrics
