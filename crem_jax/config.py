@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+STYLES = ("qwen2_vl", "qwen2_5_vl")
+"""Backbones that are implemented, by Hugging Face's model type."""
+
 
 class ConfigError(ValueError):
     """A configuration names something this library does not implement, or contradicts itself."""
@@ -51,12 +54,26 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Qwen2-VL vision tower, and the picture sizes it is fed."""
+    """Vision tower of a Qwen-VL model, and the picture sizes it is fed.
+
+    Attributes:
+      style: the tower's generation, which is also Hugging Face's model type. "qwen2_vl" has layer
+        norms and a quick-GELU MLP, "qwen2_5_vl" RMS norms and a SwiGLU with biases.
+      mlp_ratio: width of the MLP over embed_dim; whole in "qwen2_vl".
+      window_size: side in pixels of the windows within which patches attend, in "qwen2_5_vl".
+      full_attention_layers: those that attend to whole pictures all the same; numbers from
+        `depth` on name no layer, as in transformers.
+      tokens_per_second: of videos, which this library does not read; kept for export.
+    """
 
     depth: int
     embed_dim: int
     num_heads: int
-    mlp_ratio: int = 4
+    mlp_ratio: float = 4
+    style: str = "qwen2_vl"
+    window_size: int = 0
+    full_attention_layers: tuple[int, ...] = ()
+    tokens_per_second: int = 4
     patch_size: int = 14
     merge_size: int = 2
     temporal_patch_size: int = 2
@@ -73,7 +90,12 @@ class VisionConfig:
 
     @property
     def mlp_dim(self) -> int:
-        return self.embed_dim * int(self.mlp_ratio)
+        return round(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def window(self) -> int:
+        """Side of a window in patches, whole merge groups."""
+        return self.window_size // (self.patch_size * self.merge_size) * self.merge_size
 
     @property
     def patch_values(self) -> int:
@@ -86,15 +108,24 @@ class VisionConfig:
                 f"vision embed_dim {self.embed_dim} over num_heads {self.num_heads} must give a "
                 "head dimension that is a multiple of 4"
             )
-        if self.mlp_ratio != int(self.mlp_ratio):
+        if self.style not in STYLES:
+            raise ConfigError(f"vision style {self.style!r} is not one of {', '.join(STYLES)}")
+        if self.style == "qwen2_vl" and self.mlp_ratio != int(self.mlp_ratio):
             raise ConfigError(f"vision mlp_ratio {self.mlp_ratio} must be a whole number")
+        if self.style == "qwen2_vl" and self.window_size:
+            raise ConfigError(f"vision window_size {self.window_size} needs style 'qwen2_5_vl'")
+        if self.style == "qwen2_5_vl" and not self.window:
+            raise ConfigError(
+                f"vision window_size {self.window_size} must be at least a merge group of "
+                f"{self.patch_size * self.merge_size} pixels"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A CREM model: Qwen2-VL with `num_chorus` chorus tokens in vocabulary rows.
+    """A CREM model: Qwen2-VL or Qwen2.5-VL with `num_chorus` chorus tokens in vocabulary rows.
 
-    `num_chorus` 0 is plain Qwen2-VL: it tells natively and cannot find.
+    `num_chorus` 0 is the plain backbone: it tells natively and cannot find.
     """
 
     text: TextConfig

@@ -1,4 +1,4 @@
-"""Tiny random Qwen2-VL models of transformers (torch), and both libraries run on one sample."""
+"""Tiny random models of transformers (torch), and both libraries run on one sample."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ import numpy as np
 import torch
 from samples import END, IM_END, IMAGE, VIDEO, VISION_END, VISION_START, Batch, Row
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
 from crem_jax.config import ModelConfig
 from crem_jax.convert.huggingface import import_hf
@@ -25,6 +31,13 @@ from crem_jax.types import CONTEXT, PAD, TARGET, Context, Memory, Target
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 SPECIAL += ("<|image_pad|>", "<|video_pad|>")
 VOCAB, K = 272, 6
+
+TorchConfig = Qwen2VLConfig | Qwen2_5_VLConfig
+TorchModel = Qwen2VLForConditionalGeneration | Qwen2_5_VLForConditionalGeneration
+STYLES = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+}
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -40,15 +53,33 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def random_config(rng: np.random.Generator, tied: bool) -> Qwen2VLConfig:
-    """Grouped-query ratio, head dimensions, M-RoPE sections and widths drawn at random."""
+def random_config(rng: np.random.Generator, tied: bool, style: str = "qwen2_vl") -> TorchConfig:
+    """Grouped-query ratio, head dimensions, M-RoPE sections, widths and windows drawn at random."""
     half = int(rng.choice([4, 6, 8]))
     groups, ratio = int(rng.integers(1, 3)), int(rng.integers(1, 4))
     cuts = np.sort(rng.choice(np.arange(1, half), 2, replace=False))
     vision_heads, vision_dim = int(rng.integers(1, 4)), int(rng.choice([4, 8, 12]))
     hidden = groups * ratio * half * 2
     theta = float(rng.choice([1e4, 1e6]))
-    return Qwen2VLConfig(
+    embed_dim = vision_heads * vision_dim
+    if style == "qwen2_vl":
+        tower = {
+            "depth": 2,
+            "embed_dim": embed_dim,
+            "hidden_size": hidden,
+            "mlp_ratio": int(rng.integers(2, 5)),
+        }
+    else:
+        tower = {
+            "depth": 3,
+            "hidden_size": embed_dim,
+            "out_hidden_size": hidden,
+            "intermediate_size": int(rng.integers(5, 30)),
+            "fullatt_block_indexes": [int(rng.integers(3))],
+            "window_size": int(rng.choice([8, 16, 20, 24])),
+            "tokens_per_second": int(rng.integers(1, 5)),
+        }
+    return STYLES[style][0](
         text_config={
             "vocab_size": VOCAB,
             "hidden_size": hidden,
@@ -69,14 +100,11 @@ def random_config(rng: np.random.Generator, tied: bool) -> Qwen2VLConfig:
             "tie_word_embeddings": tied,
         },
         vision_config={
-            "depth": 2,
-            "embed_dim": vision_heads * vision_dim,
-            "hidden_size": hidden,
             "num_heads": vision_heads,
-            "mlp_ratio": int(rng.integers(2, 5)),
             "patch_size": 4,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
+            **tower,
         },
         image_token_id=IMAGE,
         video_token_id=VIDEO,
@@ -86,10 +114,10 @@ def random_config(rng: np.random.Generator, tied: bool) -> Qwen2VLConfig:
     )
 
 
-def random_model(rng: np.random.Generator, tied: bool) -> Qwen2VLForConditionalGeneration:
+def random_model(rng: np.random.Generator, tied: bool, style: str = "qwen2_vl") -> TorchModel:
     """Weights of unit gain and biases of some size, so that every tensor shows in the output; the
     vocabulary's tables have half of that, for logits around 1."""
-    model = Qwen2VLForConditionalGeneration(random_config(rng, tied)).eval().requires_grad_(False)
+    model = STYLES[style][1](random_config(rng, tied, style)).eval().requires_grad_(False)
     model.set_attn_implementation("eager")
     for name, tensor in model.named_parameters():
         noise = torch.from_numpy(rng.standard_normal(tuple(tensor.shape)).astype(np.float32))
@@ -105,17 +133,17 @@ def random_model(rng: np.random.Generator, tied: bool) -> Qwen2VLForConditionalG
 class Oracle:
     """One model in both libraries. `config` counts the last spare rows as its chorus."""
 
-    torch_model: Qwen2VLForConditionalGeneration
+    torch_model: TorchModel
     directory: Path
     config: ModelConfig
     params: dict
 
 
 @functools.cache
-def oracle(root: Path, seed: int, tied: bool) -> Oracle:
+def oracle(root: Path, seed: int, tied: bool, style: str = "qwen2_vl") -> Oracle:
     """A random model, written by transformers and read by us."""
-    directory = root / f"hf-{seed}-{tied}"
-    model = random_model(np.random.default_rng([seed, tied]), tied)
+    directory = root / f"hf-{style}-{seed}-{tied}"
+    model = random_model(np.random.default_rng([seed, tied]), tied, style)
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     config, params, _ = import_hf(directory)

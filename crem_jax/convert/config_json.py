@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from crem_jax.config import ConfigError, ModelConfig, TextConfig, VisionConfig
+from crem_jax.config import STYLES, ConfigError, ModelConfig, TextConfig, VisionConfig
+
+_ARCHITECTURE = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+}
 
 
 def from_hf(
@@ -33,8 +38,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The nested `config.json` that transformers 5 writes, with a `crem` section beside it."""
     text, vision = config.text, config.vision
     values = {
-        "architectures": ["Qwen2VLForConditionalGeneration"],
-        "model_type": "qwen2_vl",
+        "architectures": [_ARCHITECTURE[vision.style]],
+        "model_type": vision.style,
         "dtype": config.dtype,
         "image_token_id": config.image_token_id,
         "video_token_id": config.video_token_id,
@@ -42,7 +47,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "vision_end_token_id": config.vision_end_token_id,
         "tie_word_embeddings": text.tie_embeddings,
         "text_config": {
-            "model_type": "qwen2_vl_text",
+            "model_type": f"{vision.style}_text",
             "bos_token_id": config.bos_token_id,
             "eos_token_id": config.eos_token_id,
             "pad_token_id": config.pad_token_id,
@@ -64,18 +69,15 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
             "vocab_size": text.vocab_size,
         },
         "vision_config": {
-            "model_type": "qwen2_vl_vision",
+            "model_type": f"{vision.style}_vision",
             "depth": vision.depth,
-            "embed_dim": vision.embed_dim,
-            "hidden_act": "quick_gelu",
-            "hidden_size": text.hidden_size,
             "in_channels": vision.in_channels,
-            "mlp_ratio": int(vision.mlp_ratio),
             "num_heads": vision.num_heads,
             "patch_size": vision.patch_size,
             "rope_parameters": {"rope_type": "axial", "rope_theta": vision.rope_theta},
             "spatial_merge_size": vision.merge_size,
             "temporal_patch_size": vision.temporal_patch_size,
+            **_tower(text, vision),
         },
     }
     if config.num_chorus:
@@ -88,11 +90,48 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
+def _tower(text: TextConfig, vision: VisionConfig) -> dict[str, Any]:
+    """The keys of `vision_config` that depend on the style."""
+    if vision.style == "qwen2_vl":
+        return {
+            "embed_dim": vision.embed_dim,
+            "hidden_act": "quick_gelu",
+            "hidden_size": text.hidden_size,
+            "mlp_ratio": int(vision.mlp_ratio),
+        }
+    return {
+        "fullatt_block_indexes": list(vision.full_attention_layers),
+        "hidden_act": "silu",
+        "hidden_size": vision.embed_dim,
+        "intermediate_size": vision.mlp_dim,
+        "out_hidden_size": text.hidden_size,
+        "tokens_per_second": vision.tokens_per_second,
+        "window_size": vision.window_size,
+    }
+
+
+def _tower_fields(style: str, vision: Mapping[str, Any], features: int) -> dict[str, Any]:
+    """Inverse of `_tower`; `features` is the width of the decoder."""
+    if style == "qwen2_vl":
+        _expect(vision, "hidden_act", "quick_gelu")
+        return {"embed_dim": vision["embed_dim"], "mlp_ratio": vision.get("mlp_ratio", 4)}
+    _expect(vision, "hidden_act", "silu")
+    _expect(vision, "out_hidden_size", features)
+    return {
+        "embed_dim": vision["hidden_size"],
+        "mlp_ratio": vision["intermediate_size"] / vision["hidden_size"],
+        "window_size": vision.get("window_size", 112),
+        "full_attention_layers": tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31))),
+        "tokens_per_second": vision.get("tokens_per_second", 4),
+    }
+
+
 def _from_hf(
     config: Mapping[str, Any], generation: Mapping[str, Any], pre: Mapping[str, Any]
 ) -> ModelConfig:
-    if config.get("model_type") != "qwen2_vl":
-        raise ConfigError(f"model_type {config.get('model_type')!r} is not 'qwen2_vl'")
+    style = config.get("model_type")
+    if style not in STYLES:
+        raise ConfigError(f"model_type {style!r} is not one of {', '.join(STYLES)}")
     text = dict(config.get("text_config") or config)
     rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
     if rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"):
@@ -100,7 +139,6 @@ def _from_hf(
     _expect(text, "hidden_act", "silu")
     _expect(text, "use_sliding_window", False)
     vision = dict(config["vision_config"])
-    _expect(vision, "hidden_act", "quick_gelu")
     size = pre.get("size") or {}
     crem = config.get("crem") or {}
     ids = {}
@@ -127,10 +165,9 @@ def _from_hf(
             max_positions=text.get("max_position_embeddings", 32_768),
         ),
         vision=VisionConfig(
+            style=style,
             depth=vision["depth"],
-            embed_dim=vision["embed_dim"],
             num_heads=vision["num_heads"],
-            mlp_ratio=vision.get("mlp_ratio", 4),
             patch_size=vision.get("patch_size", vision.get("spatial_patch_size", 14)),
             merge_size=vision.get("spatial_merge_size", 2),
             temporal_patch_size=vision.get("temporal_patch_size", 2),
@@ -140,6 +177,7 @@ def _from_hf(
             max_pixels=pre.get("max_pixels") or size.get("longest_edge", defaults.max_pixels),
             image_mean=tuple(pre.get("image_mean", defaults.image_mean)),
             image_std=tuple(pre.get("image_std", defaults.image_std)),
+            **_tower_fields(style, vision, text["hidden_size"]),
         ),
         image_token_id=config["image_token_id"],
         video_token_id=config["video_token_id"],

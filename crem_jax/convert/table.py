@@ -1,7 +1,9 @@
-"""The name table between our parameters and Hugging Face's Qwen2-VL, row by invertible row.
+"""The name table between our parameters and Hugging Face's Qwen-VL models, row by invertible row.
 
-`{layer}` in a Hugging Face name stands for the leading axis of a stacked parameter of ours. Every
-tensor on either side belongs to exactly one row; what is left over is an error that lists it all.
+`{layer}` in a Hugging Face name stands for the leading axis of a stacked parameter of ours. A model
+has the rows of the parameters its config gives it: Qwen2-VL and Qwen2.5-VL share all but the MLP
+and the norms' biases in the vision tower. Every tensor on either side belongs to exactly one row;
+what is left over is an error that lists it all.
 """
 
 from __future__ import annotations
@@ -122,6 +124,9 @@ ROWS: tuple[tuple[str, str, Same], ...] = (
     *_pair("vision/blocks/proj", f"{_B}.attn.proj", contract=2),
     *_pair("vision/blocks/fc1", f"{_B}.mlp.fc1"),
     *_pair("vision/blocks/fc2", f"{_B}.mlp.fc2"),
+    *_pair("vision/blocks/mlp/gate", f"{_B}.mlp.gate_proj"),
+    *_pair("vision/blocks/mlp/up", f"{_B}.mlp.up_proj"),
+    *_pair("vision/blocks/mlp/down", f"{_B}.mlp.down_proj"),
     *_norm("vision/merge_norm", "visual.merger.ln_q"),
     *_pair("vision/merge_fc1", "visual.merger.mlp.0"),
     *_pair("vision/merge_fc2", "visual.merger.mlp.2"),

@@ -78,10 +78,11 @@ class RMSNorm(nn.Module):
     """Root-mean-square norm in float32."""
 
     eps: float
+    axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
+        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
         scale = self.param("scale", ones, (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
@@ -106,19 +107,21 @@ class LayerNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(silu(gate(x)) * up(x)); axes: logical names of the outer and the inner width."""
 
     features: int
     scale: float = 1.0
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = False
+    axes: tuple[str, str] = ("embed", "mlp")
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def dense(name, features, axes, scale=1.0):
             return Dense(
-                (features,), axes, use_bias=False, scale=scale, dtype=self.dtype, name=name
+                (features,), axes, use_bias=self.use_bias, scale=scale, dtype=self.dtype, name=name
             )
 
-        gate = dense("gate", self.features, ("embed", "mlp"))(x)
-        up = dense("up", self.features, ("embed", "mlp"))(x)
-        return dense("down", x.shape[-1], ("mlp", "embed"), self.scale)(nn.silu(gate) * up)
+        gate = dense("gate", self.features, self.axes)(x)
+        up = dense("up", self.features, self.axes)(x)
+        return dense("down", x.shape[-1], self.axes[::-1], self.scale)(nn.silu(gate) * up)

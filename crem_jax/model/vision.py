@@ -1,14 +1,15 @@
-"""Qwen2-VL's vision tower over packed pictures of any size."""
+"""The vision towers of Qwen2-VL and Qwen2.5-VL over packed pictures of any size."""
 
 from __future__ import annotations
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crem_jax.config import VisionConfig
 from crem_jax.model.attention import attend
-from crem_jax.model.layers import Dense, LayerNorm
+from crem_jax.model.layers import Dense, LayerNorm, RMSNorm, SwiGLU
 from crem_jax.model.mask import picture_mask
 from crem_jax.model.rope import Rotation, rotate, vision_rotation
 from crem_jax.types import Patches
@@ -16,6 +17,30 @@ from crem_jax.types import Patches
 
 def quick_gelu(x: jax.Array) -> jax.Array:
     return x * nn.sigmoid(1.702 * x)
+
+
+def window_segments(patches: Patches, window: int) -> jax.Array:
+    """Segment ids of windows of `window` × `window` patches, laid from each picture's corner.
+
+    Returns:
+      int32 [B, P], one id for each window of each picture (they wrap, and stay distinct while
+      pictures · (P / window)² is below 2³²); 0 is padding.
+    """
+    row, column = jnp.moveaxis(patches.position // window, -1, 0)
+    side = patches.picture.shape[1] // window + 1
+    return jnp.where(patches.picture > 0, (patches.picture * side + row) * side + column, 0)
+
+
+def layer_segments(config: VisionConfig, patches: Patches) -> jax.Array:
+    """Segment ids of every layer, int32 [depth, B, P]: windows, or pictures where it is full."""
+    full = np.isin(np.arange(config.depth), config.full_attention_layers)[:, None, None]
+    return jnp.where(full, patches.picture, window_segments(patches, config.window))
+
+
+def norm(config: VisionConfig, name: str) -> nn.Module:
+    if config.style == "qwen2_vl":
+        return LayerNorm(name=name)
+    return RMSNorm(1e-6, "vision_embed", name=name)
 
 
 class VisionBlock(nn.Module):
@@ -35,7 +60,7 @@ class VisionBlock(nn.Module):
             ("vision_embed", "qkv", "vision_heads", "head_dim"),
             dtype=self.dtype,
             name="qkv",
-        )(LayerNorm(name="norm1")(x))
+        )(norm(cfg, "norm1")(x))
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k = rotate(q, rotation), rotate(k, rotation)
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
@@ -48,15 +73,13 @@ class VisionBlock(nn.Module):
             dtype=self.dtype,
             name="proj",
         )(out)
-        y = Dense((cfg.mlp_dim,), ("vision_embed", "vision_mlp"), dtype=self.dtype, name="fc1")(
-            LayerNorm(name="norm2")(x)
-        )
+        y, axes = norm(cfg, "norm2")(x), ("vision_embed", "vision_mlp")
+        if cfg.style == "qwen2_5_vl":
+            mlp = SwiGLU(cfg.mlp_dim, 0.5 / cfg.depth, self.dtype, True, axes, name="mlp")
+            return x + mlp(y), None
+        y = Dense((cfg.mlp_dim,), axes, dtype=self.dtype, name="fc1")(y)
         y = Dense(
-            (cfg.embed_dim,),
-            ("vision_mlp", "vision_embed"),
-            scale=0.5 / cfg.depth,
-            dtype=self.dtype,
-            name="fc2",
+            (cfg.embed_dim,), axes[::-1], scale=0.5 / cfg.depth, dtype=self.dtype, name="fc2"
         )(quick_gelu(y))
         return x + y, None
 
@@ -92,13 +115,18 @@ class VisionTower(nn.Module):
         x = x.astype(self.dtype) @ kernel.astype(self.dtype)
 
         rotation = vision_rotation(patches.position, cfg.head_dim, cfg.rope_theta)
-        x, _ = scanned(VisionBlock, cfg.depth, self.remat, self.unroll)(
+        # One compiled block serves windowed and full layers: they differ in these ids alone.
+        segment, axis = patches.picture, nn.broadcast
+        if cfg.window_size:
+            segment, axis = layer_segments(cfg, patches), 0
+        in_axes = (nn.broadcast, axis)
+        x, _ = scanned(VisionBlock, cfg.depth, self.remat, self.unroll, in_axes)(
             cfg, self.dtype, name="blocks"
-        )(x, rotation, patches.picture)
+        )(x, rotation, segment)
 
         batch, count, width = x.shape
         group = cfg.merge_size**2
-        x = LayerNorm(name="merge_norm")(x).reshape(batch, count // group, group * width)
+        x = norm(cfg, "merge_norm")(x).reshape(batch, count // group, group * width)
         x = Dense((group * width,), ("merge", "vision_mlp"), dtype=self.dtype, name="merge_fc1")(x)
         x = nn.gelu(x, approximate=False)
         return Dense((self.features,), ("vision_mlp", "embed"), dtype=self.dtype, name="merge_fc2")(

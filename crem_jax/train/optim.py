@@ -19,7 +19,7 @@ _MATRICES = (
     (r"backbone/layers/mlp/(gate|up|down)/kernel", MuonDimensionNumbers(1, 2)),
     (r"vision/blocks/qkv/kernel", MuonDimensionNumbers(1, (2, 3, 4))),
     (r"vision/blocks/proj/kernel", MuonDimensionNumbers((1, 2), 3)),
-    (r"vision/blocks/fc[12]/kernel", MuonDimensionNumbers(1, 2)),
+    (r"vision/blocks/(fc[12]|mlp/(gate|up|down))/kernel", MuonDimensionNumbers(1, 2)),
     (r"vision/merge_fc[12]/kernel", MuonDimensionNumbers(0, 1)),
 )
 """Which axes of a parameter Muon sees as a matrix's rows and columns; the others are a stack."""
