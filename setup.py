@@ -14,6 +14,7 @@ CORE = [
     "absl-py>=2.3",
     "numpy>=2.2",
     "pillow>=12.0",
+    "pyarrow>=18.0",
     "safetensors>=0.6",
     "jinja2>=3.1",
     "rich>=14.0",

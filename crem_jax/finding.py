@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from crem_jax.api import Model
     from crem_jax.data.records import Item
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _AT_ONCE = 256  # pictures whose patches are held in memory
 
 
@@ -32,30 +30,6 @@ class Ranking:
 
     found: tuple[Found, ...]
     skipped: tuple[tuple[Path, str], ...]
-
-
-def pictures_in(folder: str | os.PathLike) -> list[Path]:
-    """The picture files under a folder, subfolders included, hidden ones left out.
-
-    Raises:
-      FileNotFoundError, NotADirectoryError: there is no such folder.
-      ValueError: it has no pictures.
-    """
-    folder = Path(folder)
-    if not folder.exists():
-        raise FileNotFoundError(f"folder {folder} does not exist")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; expected a folder of pictures")
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
-    if not paths:
-        raise ValueError(f"folder {folder} has no pictures ({', '.join(SUFFIXES)})")
-    return paths
 
 
 def rank_pictures(

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from crem_jax.finding import pictures_in
+    from crem_jax.data.folders import pictures_in
 
     if args.words is None and not args.image:
         raise ValueError("nothing to find; expected words, --image FILE, or both")

@@ -20,12 +20,21 @@ Picture = np.ndarray | Image.Image | bytes | str | os.PathLike
 """A picture: uint8 [H, W, 3] pixels, a PIL image, encoded bytes, or a path."""
 
 
+class RecordError(ValueError):
+    """A record cannot be used; the message names it and says what is wrong with it."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Item:
-    """One thing to embed: text, pictures, or both. Pictures precede the text in the prompt."""
+    """One thing to embed: text, pictures, or both. Pictures precede the text in the prompt.
+
+    Attributes:
+      known_hash: what `content_hash` gives, where a data set stores it; saves hashing the pictures.
+    """
 
     text: str = ""
     images: tuple[Picture, ...] = ()
+    known_hash: int | None = None
 
     def __post_init__(self):
         if not self.text.strip() and not self.images:
@@ -33,6 +42,8 @@ class Item:
 
     def content_hash(self) -> int:
         """64-bit hash of the content: equal items are duplicates, never each other's negatives."""
+        if self.known_hash is not None:
+            return self.known_hash
         digest = hashlib.blake2b(self.text.encode(), digest_size=8)
         for image in self.images:
             digest.update(b"\0")

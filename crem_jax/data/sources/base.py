@@ -1,0 +1,48 @@
+"""What all sources that read files have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from crem_jax.data.records import Record
+
+
+class FileSource:
+    """Random access to stored records. Subclasses have `__len__`, `read` and `where`.
+
+    Attributes:
+      left_out: reason -> number of rows that are no records by the format's own rules.
+    """
+
+    left_out: Mapping[str, int] = {}
+
+    def __len__(self) -> int:
+        raise TypeError(f"{type(self).__name__} has no length")
+
+    def read(self, index: int) -> Record:
+        """Record `index`, always the same.
+
+        Raises:
+          RecordError: it cannot be used.
+        """
+        raise TypeError(f"{type(self).__name__} reads nothing")
+
+    def where(self, index: int) -> str:
+        """The place of record `index` in its file, for errors."""
+        return f"record {index}"
+
+    def problems(self, index: int) -> Sequence[str]:
+        """What is odd about record `index` though it can be used."""
+        return ()
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        """Record `index`; with `rng` any of its positives may come first, and so be encoded."""
+        record = self.read(index)
+        if rng is None or len(record.positives) < 2:
+            return record
+        first = int(rng.integers(len(record.positives)))
+        turned = record.positives[first:] + record.positives[:first]
+        return dataclasses.replace(record, positives=turned)

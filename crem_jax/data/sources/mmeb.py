@@ -1,0 +1,277 @@
+"""MMEB-train (hub: `TIGER-Lab/MMEB-train`) and its hard-negative variants, from local files.
+
+Rows have `qry`, `qry_image_path`, `pos_text`, `pos_image_path` and perhaps `neg_text`,
+`neg_image_path`; all are texts, "" where absent, and any but `qry` and `pos_text` may be lists.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crem_jax.data.records import Item, Record, RecordError
+from crem_jax.data.sources.base import FileSource
+from crem_jax.data.sources.fields import paths_of, shown, text_of
+from crem_jax.data.sources.rows import JsonLines, ParquetRows, Rows, scan
+
+COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
+SPLITS = ("original", "diverse_instruction")
+PLACEHOLDER = re.compile(r"<\|image_\d+\|>|<\|image_pad\|>")
+_SUFFIXES = (".parquet", ".jsonl")
+_LAYOUT_ROWS = 32
+
+VLM2VEC_V2_CAPS = {
+    "ImageNet_1K": 100_000,
+    "N24News": 50_000,
+    "HatefulMemes": 10_000,
+    "VOC2007": 10_000,
+    "SUN397": 20_000,
+    "OK-VQA": 10_000,
+    "A-OKVQA": 20_000,
+    "DocVQA": 40_000,
+    "InfographicsVQA": 25_000,
+    "ChartQA": 28_000,
+    "Visual7W": 70_000,
+    "VisDial": 130_000,
+    "CIRR": 30_000,
+    "VisualNews_t2i": 100_000,
+    "VisualNews_i2t": 100_000,
+    "MSCOCO_t2i": 100_000,
+    "MSCOCO_i2t": 120_000,
+    "NIGHTS": 20_000,
+    "WebQA": 20_000,
+    "MSCOCO": 100_000,
+}
+"""Rows of each subset in the recipe of VLM2Vec-V2."""
+
+
+class Mmeb(FileSource):
+    """One or several subsets of MMEB-train.
+
+    A subset's files are `PATH/SUBSET/SPLIT*.parquet` (or .jsonl), as on the hub, or
+    `PATH/SUBSET.parquet` (or .jsonl). Its pictures are found with their paths as they stand or
+    without the leading `images/`, under `image_root`; the first pictures of the subset decide.
+
+    Rows without a query or a target are left out and counted in `left_out`. Pictures come before
+    the text of their item, so their placeholders are dropped; so are placeholders without picture.
+
+    Args:
+      path: folder of the subsets.
+      subset: a name or a list of names; default: all there are.
+      split: "original" or "diverse_instruction".
+      image_root: default: PATH, or PATH/images where that is what fits.
+      cap: rows of a subset at most, chosen by a seeded shuffle: a number, a number by subset, or
+        "vlm2vec-v2" (VLM2VEC_V2_CAPS). seed: of that shuffle.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        subset: str | Sequence[str] | None = None,
+        split: str = "original",
+        image_root: str | os.PathLike | None = None,
+        cap: int | str | Mapping[str, int] | None = None,
+        seed: int = 0,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        root = Path(path)
+        names = [subset] if isinstance(subset, str) else list(subset or subsets_in(root))
+        caps = _caps(cap, names)
+        left_out: Counter[str] = Counter()
+        self._subsets: list[tuple[str, Rows, str, str]] = []
+        kept, starts = [], [0]
+        for number, name in enumerate(names):
+            rows = _open_rows(subset_files(root, name, split))
+            strip, base = _layout(rows, root, image_root)
+            self._subsets.append((name, rows, base, strip))
+            usable = []
+            for i, row in enumerate(scan(rows, COLUMNS[:4])):
+                empty = _empty_side(row)
+                if empty:
+                    left_out[f"{name}: the {empty} is empty"] += 1
+                else:
+                    usable.append(i)
+            order = np.asarray(usable, np.int64)
+            if name in caps and caps[name] < len(order):
+                rng = np.random.default_rng([seed, number, *name.encode()])
+                order = np.sort(rng.permutation(order)[: caps[name]])
+            kept.append(order)
+            starts.append(starts[-1] + len(order))
+        self.left_out = dict(left_out)
+        self._split = split
+        self._kept, self._starts = np.concatenate(kept), np.asarray(starts, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def where(self, index: int) -> str:
+        number, row = self._place(index)
+        return self._subsets[number][1].where(row)
+
+    def read(self, index: int) -> Record:
+        number, row = self._place(index)
+        name, rows, base, strip = self._subsets[number]
+        where, value = rows.where(row), self._value(number, row)
+
+        def item(text: Any, images: Any, what: str) -> Item | None:
+            text = text_of(text, f"{where} {what[0]}")
+            plain = PLACEHOLDER.sub("", text).strip() if "<|" in text else text.strip()
+            paths = _joined(images, base, strip, f"{where} {what[1]}")
+            return Item(plain, paths) if plain or paths else None
+
+        query = item(value.get("qry"), value.get("qry_image_path"), COLUMNS[:2])
+        positive = item(value.get("pos_text"), value.get("pos_image_path"), COLUMNS[2:4])
+        if query is None or positive is None:
+            raise RecordError(f"{where} has an empty {'query' if query is None else 'target'}")
+        negatives = [
+            item(text, image, COLUMNS[4:])
+            for text, image in _pairs(value.get("neg_text"), value.get("neg_image_path"), where)
+        ]
+        return Record(
+            id=f"{name}/{self._split}/{row}",
+            query=query,
+            positives=(positive,),
+            negatives=tuple(negative for negative in negatives if negative),
+            source=name,
+        )
+
+    def problems(self, index: int) -> list[str]:
+        """Sides whose placeholders are not as many as their pictures."""
+        number, row = self._place(index)
+        value = self._value(number, row)
+        found = []
+        for side, (text, image) in {"query": COLUMNS[:2], "target": COLUMNS[2:4]}.items():
+            marks = len(PLACEHOLDER.findall(value.get(text) or ""))
+            pictures = len(_joined(value.get(image), "", "", image))
+            if marks != pictures:
+                found.append(f"the {side} has {marks} placeholders and {pictures} pictures")
+        return found
+
+    def _place(self, index: int) -> tuple[int, int]:
+        row = int(self._kept[index])
+        return int(np.searchsorted(self._starts, index, side="right")) - 1, row
+
+    def _value(self, number: int, row: int) -> Mapping[str, Any]:
+        rows = self._subsets[number][1]
+        value = rows[row]
+        if not isinstance(value, Mapping):
+            raise RecordError(f"{rows.where(row)} is {shown(value)}; expected an object")
+        missing = [key for key in COLUMNS[:4] if key not in value]
+        if missing:
+            raise RecordError(f"{rows.where(row)} has no column {missing[0]!r}")
+        return value
+
+
+def subsets_in(root: Path) -> list[str]:
+    """The names of the subsets in a folder.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such folder, or nothing in it.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"folder {root} does not exist")
+    names = {p.stem for p in root.iterdir() if p.suffix in _SUFFIXES}
+    names |= {p.parent.name for p in root.glob(f"*/{SPLITS[0]}*") if p.suffix in _SUFFIXES}
+    names |= {p.parent.name for p in root.glob(f"*/{SPLITS[1]}*") if p.suffix in _SUFFIXES}
+    if not names:
+        raise ValueError(
+            f"{root} has no subsets: neither SUBSET.parquet nor SUBSET/{SPLITS[0]}*.parquet "
+            "(or .jsonl)"
+        )
+    return sorted(names)
+
+
+def subset_files(root: Path, name: str, split: str) -> list[Path]:
+    """The files of a subset, in order."""
+    for suffix in _SUFFIXES:
+        files = sorted((root / name).glob(f"{split}*{suffix}"))
+        if not files and (root / f"{name}{suffix}").is_file():
+            files = [root / f"{name}{suffix}"]
+        if files:
+            return files
+    known = ", ".join(subsets_in(root))
+    raise FileNotFoundError(
+        f"{root} has no subset {name!r} with split {split!r} (no {name}/{split}*.parquet, "
+        f"{name}.parquet, or .jsonl); subsets there: {known}"
+    )
+
+
+def _open_rows(files: list[Path]) -> Rows:
+    if files[0].suffix == ".parquet":
+        return ParquetRows(files, COLUMNS)
+    if len(files) > 1:
+        raise ValueError(f"{files[0]}: one .jsonl file a split is read, not {len(files)}")
+    return JsonLines(files[0])
+
+
+def _empty_side(row: Any) -> str | None:
+    """Which side of a row is empty; None too where a row is wrong in another way."""
+    if not isinstance(row, Mapping):
+        return None
+    for side, (text, image) in {"query": COLUMNS[:2], "target": COLUMNS[2:4]}.items():
+        if text not in row or not isinstance(row[text], str | None):
+            continue
+        images = row.get(image)
+        images = images if isinstance(images, list) else [images]
+        if not PLACEHOLDER.sub("", row[text] or "").strip() and not any(images):
+            return side
+    return None
+
+
+def _layout(rows: Rows, root: Path, image_root: Any) -> tuple[str, str]:
+    """(what to strip from the beginning of the picture paths, where they are then)."""
+    bases = [Path(image_root)] if image_root is not None else [root, root / "images"]
+    paths: list[str] = []
+    for row in itertools.islice(scan(rows, COLUMNS[:4]), _LAYOUT_ROWS):
+        if isinstance(row, Mapping):
+            for key in ("qry_image_path", "pos_image_path"):
+                value = row.get(key)
+                values = value if isinstance(value, list) else [value]
+                paths += [v for v in values if isinstance(v, str) and v.strip()]
+    for base, strip in itertools.product(bases, ("", "images/")):
+        if any(os.path.isfile(base / path.removeprefix(strip)) for path in paths):
+            return strip, os.fspath(base)
+    return "", os.fspath(bases[0])
+
+
+def _joined(value: Any, base: str, strip: str, where: str) -> tuple[str, ...]:
+    values = value if isinstance(value, list | tuple) else [value]
+    plain = [text_of(path, where).strip().removeprefix(strip) for path in values]
+    return paths_of(plain, base, where)
+
+
+def _pairs(texts: Any, images: Any, where: str) -> Iterator[tuple[Any, Any]]:
+    """Negatives as (text, picture), from scalars or lists."""
+    lists = [
+        value if isinstance(value, list | tuple) else [value] if value else []
+        for value in (texts, images)
+    ]
+    if all(lists) and len(lists[0]) != len(lists[1]):
+        raise RecordError(
+            f"{where} has {len(lists[0])} neg_text and {len(lists[1])} neg_image_path; expected "
+            "as many"
+        )
+    return itertools.zip_longest(*lists)
+
+
+def _caps(cap: Any, names: Sequence[str]) -> Mapping[str, int]:
+    if cap is None:
+        return {}
+    if cap == "vlm2vec-v2":
+        return VLM2VEC_V2_CAPS
+    if isinstance(cap, Mapping):
+        unknown = sorted(set(cap) - set(names))
+        if unknown:
+            raise ValueError(f"cap names the subset {unknown[0]!r}; known: {', '.join(names)}")
+        return dict(cap)
+    if isinstance(cap, int) and not isinstance(cap, bool) and cap > 0:
+        return dict.fromkeys(names, cap)
+    raise ValueError(f"cap is {cap!r}; expected a positive number, one by subset, or 'vlm2vec-v2'")

@@ -1,0 +1,98 @@
+"""Some records of a source: those `crem doctor` found good, or so many of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crem_jax.data.records import Record
+
+
+class Selected:
+    """The records `chosen` (int64 [n]) of a source, in that order."""
+
+    def __init__(self, source: Any, chosen: np.ndarray):
+        self.source, self.chosen = source, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        return self.source.record(int(self.chosen[index]), rng)
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        return getattr(self.source, "left_out", {})
+
+    def where(self, index: int) -> str:
+        return where(self.source, int(self.chosen[index]))
+
+    def problems(self, index: int) -> Sequence[str]:
+        return problems(self.source, int(self.chosen[index]))
+
+
+def select(
+    source: Any,
+    index: str | os.PathLike | None = None,
+    limit: int | None = None,
+    limit_seed: int = 0,
+) -> Any:
+    """The source, or what is chosen of it.
+
+    Args:
+      index: a file that `write_index` wrote for this source.
+      limit: at most so many of those records, by a shuffle of seed `limit_seed`.
+
+    Raises:
+      ValueError: the index is of another source, or the limit below 1.
+    """
+    chosen = None if index is None else read_index(index, len(source))
+    if limit is not None:
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ValueError(f"limit is {limit!r}; expected a whole number of at least 1")
+        chosen = np.arange(len(source)) if chosen is None else chosen
+        if limit < len(chosen):
+            chosen = np.sort(np.random.default_rng(limit_seed).permutation(chosen)[:limit])
+    return source if chosen is None else Selected(source, chosen)
+
+
+def write_index(path: str | os.PathLike, good: np.ndarray) -> None:
+    """Writes which records are good (bool [n]), as runs [first, last + 1)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(np.int8)))
+    value = {"records": len(good), "good": edges.reshape(-1, 2).tolist()}
+    Path(path).write_text(json.dumps(value) + "\n", encoding="utf-8")
+
+
+def read_index(path: str | os.PathLike, records: int) -> np.ndarray:
+    """The numbers of the good records, int64 [m].
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, no index, or one of another number of records.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        total, runs = value["records"], value["good"]
+        parts = [np.arange(first, last) for first, last in runs]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"index {path} is none that `crem doctor` wrote") from error
+    if total != records or any(last > total for _, last in runs):
+        raise ValueError(
+            f"index {path} is for {total} records and the source has {records}: it has changed, "
+            "run `crem doctor` again"
+        )
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def where(source: Any, index: int) -> str:
+    """Names a record of any source."""
+    return source.where(index) if hasattr(source, "where") else f"record {index}"
+
+
+def problems(source: Any, index: int) -> Sequence[str]:
+    """What is odd about a record of any source though it can be used."""
+    return source.problems(index) if hasattr(source, "problems") else ()
