@@ -122,6 +122,26 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (arXiv 2106.09685): see `model.lora`.
+
+    Attributes:
+      rank: of the adapters. alpha: their sum is scaled by alpha / rank.
+      targets: patterns of whole parameter paths; every kernel that one matches is adapted.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ConfigError(f"model.lora.rank {self.rank} must be at least 1")
+        if not self.targets:
+            raise ConfigError("model.lora.targets is empty; expected patterns of parameter paths")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A CREM model: Qwen2-VL or Qwen2.5-VL with `num_chorus` chorus tokens in vocabulary rows.
 
@@ -144,6 +164,7 @@ class ModelConfig:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    lora: LoRAConfig | None = None
 
     def __post_init__(self):
         if self.num_chorus:
@@ -180,6 +201,8 @@ class ModelConfig:
         values = dict(values)
         values["text"] = _build(TextConfig, values["text"], "model.text")
         values["vision"] = _build(VisionConfig, values["vision"], "model.vision")
+        if values.get("lora"):
+            values["lora"] = _build(LoRAConfig, values["lora"], "model.lora")
         return _build(ModelConfig, values, "model")
 
 

@@ -7,7 +7,7 @@ One mechanism drives freezing, learning rates, weight decay and adapters: an ord
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -86,6 +86,18 @@ def match(
     if bare:
         raise TreeError(f"{where}: no rule matches {_listed(bare)}")
     return unflatten(values)
+
+
+def split(tree: Tree, chosen: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tree without the chosen paths, and the chosen paths alone; `merge` is the inverse."""
+    leaves = flatten(tree)
+    rest = {path: leaf for path, leaf in leaves.items() if path not in chosen}
+    return unflatten(rest), unflatten({p: leaf for p, leaf in leaves.items() if p in chosen})
+
+
+def merge(*parts: Tree) -> dict[str, Any]:
+    """One tree of trees that share no path."""
+    return unflatten({path: leaf for part in parts for path, leaf in flatten(part).items()})
 
 
 def check_same(got: Tree, expected: Tree, *, what: str = "the tree") -> None:

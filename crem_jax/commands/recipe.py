@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -56,10 +58,26 @@ def _get_config(name: str):
     if spec is None:
         raise ConfigError(f"config file {name} is no Python file (.py)")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _importing_from(file.parent):
+        spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"config file {name} has no get_config()")
     return module.get_config
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """A config may import its neighbours; their names are forgotten afterwards."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and Path(origin).parent == folder.resolve():
+                del sys.modules[name]
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:

@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -21,7 +19,7 @@ from crem_jax.checkpoint import Checkpointer, save_model_files
 from crem_jax.train.metrics import MetricsLog
 from crem_jax.train.progress import Progress
 from crem_jax.train.setup import make_parts
-from crem_jax.train.step import TrainState, init_params, train_step
+from crem_jax.train.step import TrainState, init_params, init_state, train_step
 from crem_jax.types import Batch
 
 RECIPE_FILE = "recipe.json"
@@ -51,9 +49,7 @@ def train(config: ConfigDict, workdir: str | Path, evaluate: Evaluate | None = N
     whole, by_row = meshes.replicated(mesh), meshes.rows(mesh)
 
     # --------------------------------------------------------------- State
-    def fresh(key: jax.Array) -> TrainState:
-        params = nn.meta.unbox(init_params(parts.model, parts.loss, key))
-        return TrainState(jnp.zeros((), jnp.int32), params, parts.optimizer.init(params))
+    fresh = functools.partial(init_state, parts.model, parts.loss, parts.optimizer, parts.frozen)
 
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(lambda: init_params(parts.model, parts.loss, jax.random.key(0)))
@@ -75,14 +71,7 @@ def train(config: ConfigDict, workdir: str | Path, evaluate: Evaluate | None = N
 
     # --------------------------------------------------------- Update step
     update = jax.jit(
-        functools.partial(
-            train_step,
-            seed=config.seed,
-            model=parts.model,
-            loss=parts.loss,
-            optimizer=parts.optimizer,
-            learning_rate=parts.learning_rate,
-        ),
+        functools.partial(train_step, seed=config.seed, **parts.step_arguments()),
         in_shardings=(shardings, None),
         out_shardings=(shardings, whole),
         donate_argnums=0,

@@ -1,7 +1,9 @@
-"""The optimiser: AdamW or Muon with warm-up, decay, clipping and a decay mask."""
+"""The optimiser: AdamW, Adafactor or Muon with warm-up, decay, clipping and a decay mask."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optax
@@ -9,9 +11,15 @@ from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers
 
 from crem_jax import trees
+from crem_jax.config import ConfigError
 
-_DECAYED = ((r".*(kernel|embedding|head)", True),)
-"""Weight decay on kernels and embeddings, not on norms, biases or the temperature."""
+KEYS = (
+    *("name", "lr", "adam_lr", "warmup", "decay", "final", "b1", "b2", "eps", "weight_decay"),
+    *("clip", "mu_dtype", "rates"),
+)
+
+_DECAYED = re.compile(r".*(kernel|embedding|head|lora_[ab])")
+"""Weight decay on kernels, embeddings and adapters, not on norms, biases or the temperature."""
 
 _MATRICES = (
     (r"backbone/layers/[qkv]/kernel", MuonDimensionNumbers(1, (2, 3))),
@@ -45,25 +53,82 @@ def schedule(config: ConfigDict, steps: int, peak: float | None = None) -> optax
 
 def decay_mask(params: Any) -> Any:
     """True where weight decay applies."""
-    return trees.match(_DECAYED, params, where="decay_mask", default=False)
+    return trees.unflatten({p: bool(_DECAYED.fullmatch(p)) for p in trees.flatten(params)})
 
 
-def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Config keys: name (adamw, muon), lr, warmup, decay, final, b1, b2, eps, weight_decay, clip.
+def learning_rates(
+    rules: Sequence[tuple[str, float]], params: Any, adapted: bool = False
+) -> dict[str, float]:
+    """Path -> multiplier of the learning rate; 0 freezes the parameter.
 
-    Muon orthogonalises the updates of the layers' matrices, which it scales to the size of AdamW's,
-    and leaves embeddings, norms and biases to AdamW at the rate `adam_lr`.
+    Args:
+      rules: `optim.rates`, (pattern of whole paths, multiplier), the first match wins.
+      adapted: the model has adapters: what no rule matches is frozen, but for them, the chorus and
+        the loss's own parameters.
+
+    Raises:
+      TreeError: a pattern matches nothing. ConfigError: a multiplier is negative.
     """
+    for pattern, value in rules:
+        if value < 0:
+            raise ConfigError(f"optim.rates: {pattern!r} has the multiplier {value}, below 0")
+    named = trees.flatten(trees.match(rules, params, where="optim.rates", default=None))
+    alone = re.compile(r".*/lora_[ab]|compressor/chorus_delta|loss/.*")
+    return {
+        path: float(1.0 if not adapted or alone.fullmatch(path) else 0.0)
+        if value is None
+        else float(value)
+        for path, value in named.items()
+    }
+
+
+def make_optimizer(
+    config: ConfigDict, steps: int, rates: Mapping[str, float] | None = None
+) -> optax.GradientTransformation:
+    """Of the parameters that train: the frozen ones are never shown to it, and cost it nothing.
+
+    Config keys: name (adamw, adafactor, muon), lr, warmup, decay, final, b1, b2, eps,
+    weight_decay, clip; mu_dtype (of the first moment, "bfloat16" halves it). Adafactor keeps a row
+    and a column of second moments for a matrix instead of two moments of its size. Muon
+    orthogonalises the updates of the layers' matrices, which it scales to the size of AdamW's, and
+    leaves embeddings, norms and biases to AdamW at the rate `adam_lr`.
+
+    Args:
+      rates: multipliers of the learning rate by path, if any differ from 1.
+    """
+    unknown = sorted(set(config) - set(KEYS))
+    if unknown:
+        raise ConfigError(f"unknown key optim.{unknown[0]}; known keys: {', '.join(sorted(KEYS))}")
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     rate = schedule(config, steps)
-    if config.name == "adamw":
-        rule = optax.adamw(
+    mu_dtype = config.get("mu_dtype") or None
+
+    def adamw(rate: optax.Schedule, **more: Any) -> optax.GradientTransformation:
+        return optax.adamw(
             rate,
             config.b1,
             config.b2,
             config.eps,
+            mu_dtype=mu_dtype,
             weight_decay=config.weight_decay,
             mask=decay_mask,
+            **more,
+        )
+
+    if config.name == "adamw":
+        rule = adamw(rate)
+    elif config.name == "adafactor":
+        # optax's own weight decay there is not multiplied by the learning rate.
+        factored = optax.adafactor(
+            multiply_by_parameter_scale=False,
+            momentum=config.b1 or None,
+            dtype_momentum=mu_dtype or "float32",
+        )
+        rule = optax.chain(
+            factored,
+            optax.scale(-1.0),
+            optax.add_decayed_weights(config.weight_decay, decay_mask),
+            optax.scale_by_learning_rate(rate),
         )
     elif config.name == "muon":
         # muon's own AdamW has no decay mask, so it only gets the matrices.
@@ -73,25 +138,32 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,
         )
-        others = optax.adamw(
-            schedule(config, steps, config.adam_lr),
-            config.b1,
-            config.b2,
-            config.eps,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-            nesterov=True,
-        )
+        others = adamw(schedule(config, steps, config.adam_lr), nesterov=True)
         rule = optax.partition({"muon": matrices, "adamw": others}, _labels)
     else:
-        raise ValueError(f"optim.name {config.name!r} is not one of adamw, muon")
+        raise ValueError(f"optim.name {config.name!r} is not one of adamw, adafactor, muon")
+    if rates and any(value not in (0.0, 1.0) for value in rates.values()):
+        return optax.chain(clip, rule, _scaled_by(rates))
     return optax.chain(clip, rule)
 
 
+def _scaled_by(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    def scale(updates: Any, params: Any = None) -> Any:
+        leaves = trees.flatten(updates)
+        return trees.unflatten({path: leaf * rates[path] for path, leaf in leaves.items()})
+
+    return optax.stateless(scale)
+
+
 def _matrices(params: Any) -> Any:
-    return trees.match(_MATRICES, params, where="muon", default=None)
+    paths = trees.flatten(params)
+    return trees.unflatten({path: _matrix(path) for path in paths})
 
 
 def _labels(params: Any) -> Any:
-    rules = [(pattern, "muon") for pattern, _ in _MATRICES]
-    return trees.match(rules, params, where="muon", default="adamw")
+    paths = trees.flatten(params)
+    return trees.unflatten({path: "muon" if _matrix(path) else "adamw" for path in paths})
+
+
+def _matrix(path: str) -> MuonDimensionNumbers | None:
+    return next((axes for pattern, axes in _MATRICES if re.fullmatch(pattern, path)), None)

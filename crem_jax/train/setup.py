@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import optax
 from ml_collections import ConfigDict
@@ -16,8 +18,8 @@ from crem_jax.convert.chorus import chorus_tokens
 from crem_jax.data.pipeline import Stream
 from crem_jax.data.prompt import Prompter
 from crem_jax.data.registry import make_batch_spec, make_sources
-from crem_jax.train.optim import make_optimizer, schedule
-from crem_jax.train.step import LossConfig
+from crem_jax.train.optim import learning_rates, make_optimizer, schedule
+from crem_jax.train.step import LossConfig, init_params
 
 TOKENIZER_DIR = Path(__file__).parents[1] / "assets" / "tokenizer"
 _SPECIAL = {
@@ -32,35 +34,72 @@ _SPECIAL = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """What a run is made of."""
+class Objective:
+    """What a training step is made of: all of it static, none of it data.
+
+    Attributes:
+      rates: path -> multiplier of the learning rate, of every parameter.
+      frozen: the paths whose multiplier is 0.
+    """
 
     model: ModelConfig
     loss: LossConfig
-    tokenizer: Any
-    stream: Stream
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
+    rates: Mapping[str, float]
+    frozen: frozenset[str]
+
+    def step_arguments(self) -> dict[str, Any]:
+        """The static arguments of `train_step`, but for the seed."""
+        names = ("model", "loss", "optimizer", "learning_rate", "frozen")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts(Objective):
+    """What a run is made of."""
+
+    tokenizer: Any
+    stream: Stream
 
 
 def make_parts(config: ConfigDict) -> Parts:
     """Raises ConfigError or ValueError naming the key for a config that makes no sense."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_DIR)
     model = scratch_model(config.model, tokenizer)
-    return Parts(
+    stream = Stream(
+        make_sources(config.data.sources),
+        make_batch_spec(config.data),
+        Prompter(model, tokenizer, hard_max=True),
+        config.seed,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    objective = make_objective(config, model)
+    return Parts(**vars(objective), tokenizer=tokenizer, stream=stream)
+
+
+def make_objective(config: ConfigDict, model: ModelConfig | None = None) -> Objective:
+    """The step of a config, for its own model from scratch unless another is given.
+
+    Nothing is allocated and no data is opened.
+    """
+    if model is None:
+        model = scratch_model(config.model, AutoTokenizer.from_pretrained(TOKENIZER_DIR))
+    loss = _loss(config, model)
+    abstract = jax.eval_shape(lambda: init_params(model, loss, jax.random.key(0)))
+    rules = config.optim.get("rates", ())
+    rates = learning_rates(rules, nn.meta.unbox(abstract), model.lora is not None)
+    frozen = frozenset(path for path, rate in rates.items() if not rate)
+    if len(frozen) == len(rates):
+        raise ConfigError("optim.rates freezes every parameter; nothing is left to train")
+    return Objective(
         model=model,
-        loss=_loss(config, model),
-        tokenizer=tokenizer,
-        stream=Stream(
-            make_sources(config.data.sources),
-            make_batch_spec(config.data),
-            Prompter(model, tokenizer, hard_max=True),
-            config.seed,
-            jax.process_index(),
-            jax.process_count(),
-        ),
-        optimizer=make_optimizer(config.optim, config.steps),
+        loss=loss,
+        optimizer=make_optimizer(config.optim, config.steps, rates),
         learning_rate=schedule(config.optim, config.steps),
+        rates=rates,
+        frozen=frozen,
     )
 
 

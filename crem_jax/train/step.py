@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from crem_jax import trees
 from crem_jax.config import ModelConfig
 from crem_jax.model import crem
 from crem_jax.train.losses import Metrics, info_nce, language_modelling, positives
@@ -53,6 +55,19 @@ def init_params(model: ModelConfig, loss: LossConfig, key: jax.Array) -> crem.Pa
     if loss.learn_temperature:
         params["loss"] = {"log_temperature": jnp.log(jnp.float32(loss.temperature))}
     return params
+
+
+def init_state(
+    model: ModelConfig,
+    loss: LossConfig,
+    optimizer: optax.GradientTransformation,
+    frozen: frozenset[str],
+    key: jax.Array,
+) -> TrainState:
+    """A fresh state; moments of the trained parameters alone."""
+    params = nn.meta.unbox(init_params(model, loss, key))
+    trained, _ = trees.split(params, frozen)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
 
 
 def loss_fn(
@@ -164,26 +179,33 @@ def train_step(
     loss: LossConfig,
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[jax.Array], jax.Array],
+    frozen: frozenset[str] = frozenset(),
 ) -> tuple[TrainState, Metrics]:
     """Pure; jit, donation and shardings are applied where it is called.
 
     A step whose loss or gradient is not finite leaves parameters and moments as they are; its
     number still advances, so that the next step draws another batch, z and k. The metric `finite`
     is 1 or 0: whoever fetches it counts, the step itself never waits for the host.
+
+    Args:
+      frozen: paths of parameters that do not train: they have no gradient and no moments.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, batch, key, model, loss
-    )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    trained, still = trees.split(state.params, frozen)
+
+    def objective(trained: crem.Params) -> tuple[jax.Array, Metrics]:
+        return loss_fn(trees.merge(trained, still), batch, key, model, loss)
+
+    (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(trained)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     metrics["grad_norm"] = optax.global_norm(grads)
     metrics["learning_rate"] = learning_rate(state.step)
-    params = optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(trained, updates)
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     metrics["finite"] = finite.astype(jnp.float32)
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (params, opt_state),
-        (state.params, state.opt_state),
+        (trained, state.opt_state),
     )
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, trees.merge(params, still), opt_state), metrics
