@@ -129,7 +129,7 @@ def test_context_chorus_and_target_are_the_tokens_of_the_saved_template(system, 
     assert embedded == context + chorus + end
 
 
-def test_chorus_switch_puts_the_chorus_in_once():
+def test_chorus_switch_puts_the_chorus_in_once_and_pictures_first():
     tokenizer = saved_tokenizer(toy.prompter())
     chorus = "".join(chorus_tokens(4))
     for name, messages in CONVERSATIONS.items():
@@ -137,9 +137,23 @@ def test_chorus_switch_puts_the_chorus_in_once():
         switched = tokenizer.apply_chat_template(messages, tokenize=False, chorus=True)
         assert "chorus" not in plain
         assert switched.count(chorus) == 1, name
+        if name == "images":
+            first = user(IMAGE, IMAGE, text("from "), text(" to "))
+            plain = tokenizer.apply_chat_template([first, *messages[1:]], tokenize=False)
         assert switched.replace(chorus, "") == plain
-    placed = [user(text("a"), CHORUS_PART, text("b"))]
-    assert f"a{chorus}b" in tokenizer.apply_chat_template(placed, tokenize=False, chorus=True)
+    placed = [user(text("a"), CHORUS_PART, IMAGE)]
+    kept = tokenizer.apply_chat_template(placed, tokenize=False, chorus=True)
+    assert f"a{chorus}<|vision_start|>" in kept and kept.count(chorus) == 1
+
+
+def test_chorus_switch_takes_the_number_of_chorus_tokens():
+    tokenizer = saved_tokenizer(toy.prompter())
+    for k in range(1, 5):
+        switched = tokenizer.apply_chat_template([user(text("a"))], tokenize=False, chorus=k)
+        assert f"a{''.join(chorus_tokens(k))}<|im_end|>" in switched
+    for k in (-1, 0, 5):
+        with pytest.raises(jinja2.TemplateError, match=rf"chorus={k} is not in 1\.\.4"):
+            tokenizer.apply_chat_template([user(text("a"))], tokenize=False, chorus=k)
 
 
 def test_a_question_without_context_opens_like_an_ordinary_chat():

@@ -14,6 +14,7 @@ from crem_jax.config import ModelConfig, VisionConfig
 from crem_jax.convert import config_json, table
 from crem_jax.convert.card import model_card
 from crem_jax.convert.safetensors_io import Weights, atomic_directory, write_json, write_weights
+from crem_jax.convert.sentence_transformers import write_sentence_transformers
 from crem_jax.convert.table import WeightsError
 from crem_jax.data.chat_template import chat_template
 from crem_jax.model.crem import Params
@@ -103,6 +104,8 @@ def export_hf(
         write_json(partial / "generation_config.json", generation_config(config))
         write_json(partial / "preprocessor_config.json", preprocessor_config(config.vision))
         (partial / "README.md").write_text(model_card(config, card), "utf-8")
+        if config.num_chorus:
+            write_sentence_transformers(partial, config, tokenizer)
         write_json(partial / "config.json", config_json.to_hf(config))
 
 
