@@ -164,6 +164,7 @@ class ModelConfig:
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
+    attention: str = "auto"
     lora: LoRAConfig | None = None
 
     def __post_init__(self):
@@ -182,6 +183,10 @@ class ModelConfig:
                 )
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"model.dtype {self.dtype!r} is not one of float32, bfloat16")
+        if self.attention not in ("auto", "xla", "splash", "cudnn"):
+            raise ConfigError(
+                f"model.attention {self.attention!r} is not one of auto, xla, splash, cudnn"
+            )
         if self.remat not in ("none", "full", "dots"):
             raise ConfigError(f"model.remat {self.remat!r} is not one of none, full, dots")
 

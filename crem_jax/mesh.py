@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 
 RULES: tuple[tuple[str, Any], ...] = (
+    ("batch", ("data", "fsdp")),
     ("vocab", "tensor"),
     ("embed", "fsdp"),
     ("heads", "tensor"),
@@ -27,8 +31,13 @@ RULES: tuple[tuple[str, Any], ...] = (
     ("time", None),
     ("pixels", None),
     ("merge", None),
+    ("length", None),
 )
-"""Logical parameter axis -> mesh axis. Rows of a batch are split over data and fsdp."""
+"""Logical axis -> mesh axes, of parameters and activations; first come, first served.
+
+An activation's rows take data and fsdp, so that its embed axis stays whole, and the parameters,
+split by embed over fsdp, are gathered layer by layer.
+"""
 
 
 def make_mesh(shape: tuple[int, int, int] | None = None) -> Mesh:
@@ -53,17 +62,82 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def spec(names: Sequence[str], shape: Sequence[int], mesh: Any) -> PartitionSpec:
+    """The table's split of an array; an axis that does not divide stays whole.
+
+    Args:
+      names: logical names of its axes. mesh: Mesh or AbstractMesh.
+    """
+
+    def fits(axes: Any, size: int) -> bool:
+        axes = (axes,) if isinstance(axes, str) else axes
+        return size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0
+
+    wanted = nn.logical_to_mesh_axes(names, RULES)
+    pairs = zip(wanted, shape, strict=True)
+    return PartitionSpec(*(axes if axes and fits(axes, size) else None for axes, size in pairs))
+
+
 def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
-    """Shardings of a tree of boxed parameters; an axis that does not divide stays whole."""
+    """Shardings of a tree of boxed parameters."""
 
     def of(leaf: Any) -> NamedSharding:
         if not isinstance(leaf, nn.LogicallyPartitioned):
             return replicated(mesh)
-        spec = nn.logical_to_mesh_axes(leaf.names, RULES)
-        fitting = [
-            axis if axis is not None and size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(spec, leaf.value.shape, strict=True)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*fitting))
+        return NamedSharding(mesh, spec(leaf.names, leaf.value.shape, mesh))
 
     return jax.tree.map(of, abstract_params, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
+
+
+def constrain(x: jax.Array, *names: str) -> jax.Array:
+    """Splits an activation as the table says over the mesh in use (`jax.set_mesh`), if any."""
+    mesh = _automatic_mesh()
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
+
+
+def by_rows_and_heads(
+    attention: Callable[..., jax.Array],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rows: jax.Array,
+    columns: jax.Array,
+) -> jax.Array:
+    """Runs a kernel that the compiler cannot split by itself on every device's rows and heads.
+
+    Args:
+      attention: (q, k, v, rows, columns) -> [B, N, T, H].
+      q: [B, N, T, H]. k, v: [B, G, C, H]. rows: [B, T]. columns: [B, C].
+    """
+    mesh = _automatic_mesh()
+    if mesh is None:
+        return attention(q, k, v, rows, columns)
+    by_head = spec(("batch", "heads", "length", "head_dim"), q.shape, mesh)
+    if by_head[1]:
+        k, v = (spread_heads(x, q.shape[1], mesh.shape["tensor"]) for x in (k, v))
+    ids = PartitionSpec(by_head[0])
+    return jax.shard_map(
+        attention,
+        in_specs=(by_head, by_head, by_head, ids, ids),
+        out_specs=by_head,
+        check_vma=False,
+    )(q, k, v, rows, columns)
+
+
+def spread_heads(x: jax.Array, heads: int, parts: int) -> jax.Array:
+    """Repeats key/value heads until `parts` devices can share them; each keeps its queries' own.
+
+    x: [B, G, C, H]; heads: of the queries, a multiple of `parts` and of G.
+    """
+    groups = x.shape[1]
+    return jnp.repeat(x, math.lcm(groups, parts) // groups, axis=1)
+
+
+def _automatic_mesh() -> Any:
+    """The mesh in use where the compiler splits arrays; None if none, or inside `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or any(t != AxisType.Auto for t in mesh.axis_types):
+        return None
+    return mesh

@@ -25,7 +25,6 @@ from crem_jax.convert.huggingface import import_hf
 from crem_jax.data.prompt import pad_contexts, pad_targets
 from crem_jax.model import crem
 from crem_jax.model.crem import Crem
-from crem_jax.model.mask import compression_mask
 from crem_jax.types import CONTEXT, PAD, TARGET, Context, Memory, Target
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
@@ -151,6 +150,14 @@ def oracle(root: Path, seed: int, tied: bool, style: str = "qwen2_vl") -> Oracle
     return Oracle(model, directory, config, jax.tree.map(jnp.asarray, params))
 
 
+def whole_mask(region: jax.Array, z: jax.Array) -> jax.Array:
+    """The paper's mask of whole sequences. region: int32 [B, T], z: bool [B] -> bool [B, T, T]."""
+    slots = region.shape[1]
+    causal = jnp.tril(jnp.ones((slots, slots), bool)) & (region != PAD)[:, None, :]
+    hidden = (region == TARGET)[:, :, None] & (region == CONTEXT)[:, None, :]
+    return causal & ~(z[:, None, None] & hidden)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def one_pass(
     config: ModelConfig, params: dict, tokens, position, region, patches, z
@@ -160,9 +167,7 @@ def one_pass(
     def run(model: Crem):
         x = model.backbone.embed(tokens)
         x = model.compressor._insert(x, tokens, model.vision(patches))
-        index = jnp.arange(tokens.shape[1])
-        visible = compression_mask(index, region, index, region, z)
-        hidden, _ = model.backbone(x, position, visible)
+        hidden, _ = model.backbone(x, position, whole_mask(region, z))
         return hidden, model.logits(hidden)
 
     return Crem(config).apply({"params": params}, method=run)

@@ -28,25 +28,44 @@ def drawings() -> tuple[list[str], np.ndarray, np.ndarray]:
     return letters, cells[:, 0], cells[:, 1]
 
 
+def assembled(region: jax.Array, valid: jax.Array, z: jax.Array) -> np.ndarray:
+    """The whole mask from its parts: context on itself, target on memory, target on itself."""
+    slots, width = region.shape[1], valid.shape[1]
+    whole = np.zeros((len(region), slots + width, slots + width), bool)
+    whole[:, :slots, :slots] = mask.context_sight(region).visible(slots)
+    whole[:, slots:, :slots] = mask.memory_sight(region, z).visible(width)
+    whole[:, slots:, slots:] = mask.own_sight(valid, valid).visible(width)
+    return whole
+
+
 def test_the_mask_equals_its_drawing():
     letters, *expected = drawings()
     assert letters == list("VTUUQAA")
-    index = jnp.arange(len(letters))
-    region = jnp.array([[REGIONS[letter] for letter in letters]] * 2)
-    got = mask.compression_mask(index, region, index, region, jnp.array([False, True]))
+    region = jnp.array([[CONTEXT, CONTEXT, CHORUS, CHORUS]] * 2)
+    got = assembled(region, jnp.ones((2, 3), bool), jnp.array([False, True]))
     np.testing.assert_array_equal(got, np.stack(expected))
 
 
-def test_padding_is_never_seen():
-    index = jnp.arange(4)
-    region = jnp.array([[CONTEXT, PAD, CHORUS, TARGET]])
+def test_the_mask_equals_the_papers_formula_on_real_slots(rng):
+    region = jnp.asarray(rng.choice([CONTEXT, CONTEXT, PAD, CHORUS], (8, 12)))
+    valid = jnp.asarray(rng.random((8, 6)) < 0.7)
+    z = jnp.asarray(rng.random(8) < 0.5)
+    both = jnp.concatenate([region, jnp.where(valid, TARGET, PAD)], axis=1)
+    got, real = assembled(region, valid, z), np.asarray(both != PAD)
+    np.testing.assert_array_equal(got[real], np.asarray(hf.whole_mask(both, z))[real])
+
+
+def test_padding_is_never_seen_and_never_blind():
+    region = jnp.array([[CONTEXT, PAD, PAD, CHORUS]])
     for z in (False, True):
-        got = mask.compression_mask(index, region, index, region, jnp.array([z]))
-        assert not got[0, :, 1].any()
+        got = assembled(region, jnp.array([[True, False, True]]), jnp.array([z]))[0]
+        padding = [1, 2, 5]
+        assert not np.delete(got, padding, axis=0)[:, padding].any()
+        assert got.any(axis=1).all()
 
 
 def test_patches_see_their_own_picture_only():
-    got = mask.picture_mask(jnp.array([[1, 1, 2, 0]]))[0]
+    got = mask.segment_sight(jnp.array([[1, 1, 2, 0]])).visible(4)[0]
     np.testing.assert_array_equal(got[:3, :3], [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
     assert not got[:3, 3].any()
 

@@ -1,4 +1,4 @@
-"""Attention over several key/value segments under one softmax.
+"""Attention over several key/value segments under one softmax, by the kernel that suits.
 
 The target region attends to the memory and to itself. Keeping the two apart (instead of
 concatenating keys and values) leaves the memory where it is on every decoding step.
@@ -12,20 +12,56 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-Segment = tuple[jax.Array, jax.Array, jax.Array]
-"""(keys [B, G, C, H], values [B, G, C, H], visible bool [B, T or 1, C])."""
+from crem_jax.model.kernels import cudnn, splash
+from crem_jax.model.mask import Sight
+
+Seen = Sight | jax.Array
+"""Who sees a segment: ids, or any mask bool [B, T or 1, C] (which splash attention cannot use)."""
+
+Segment = tuple[jax.Array, jax.Array, Seen]
+"""(keys [B, G, C, H], values [B, G, C, H], who sees them)."""
 
 
-def attend(q: jax.Array, segments: Sequence[Segment]) -> jax.Array:
+def implementation(name: str, dtype: jnp.dtype) -> str:
+    """What the config's `attention` means on the devices of the mesh in use, else JAX's default.
+
+    "auto" is splash attention on TPU, cuDNN's flash attention on GPU (16-bit only, so not for
+    float32) and the dense softmax elsewhere.
+    """
+    if name != "auto":
+        return name
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    if platform == "gpu":
+        return "xla" if jnp.dtype(dtype).itemsize > 2 else "cudnn"
+    return "splash" if platform == "tpu" else "xla"
+
+
+def attend(q: jax.Array, segments: Sequence[Segment], how: str = "xla") -> jax.Array:
     """Scaled dot-product attention, softmax in float32 over all segments together.
 
     Args:
       q: [B, N, T, H]; grouped queries share a key/value head, N = G * R.
-      segments: keys, values and masks. A row that sees nothing yields a finite average.
+      segments: keys, values and who sees them; only the last may be causal. A row that sees
+        nothing yields a finite average.
+      how: "xla", "splash" (`Sight` alone) or "cudnn".
 
     Returns:
       [B, T, N, H] in q's dtype, as the output projection wants it.
     """
+    if how == "splash":
+        return splash(q, segments)
+    rows = q.shape[2]
+    segments = [(keys, values, as_mask(seen, rows)) for keys, values, seen in segments]
+    return cudnn(q, segments) if how == "cudnn" else _softmax(q, segments)
+
+
+def as_mask(seen: Seen, rows: int) -> jax.Array:
+    """bool [B, T or 1, C]."""
+    return seen.visible(rows) if isinstance(seen, Sight) else seen
+
+
+def _softmax(q: jax.Array, segments: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
     batch, heads, rows, dim = q.shape
     groups = segments[0][0].shape[1]
     repeats = heads // groups

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from crem_jax.config import TextConfig
-from crem_jax.model.attention import attend
+from crem_jax.model.attention import Seen, as_mask, attend
 from crem_jax.model.layers import Dense, RMSNorm, SwiGLU
 from crem_jax.model.rope import Rotation, rotate, text_rotation
 from crem_jax.model.vision import scanned
@@ -17,6 +17,7 @@ from crem_jax.types import KV
 class Block(nn.Module):
     config: TextConfig
     dtype: jnp.dtype = jnp.float32
+    attention: str = "xla"
 
     @nn.compact
     def __call__(
@@ -25,8 +26,8 @@ class Block(nn.Module):
         memory: KV | None,
         buffer: KV | None,
         rotation: Rotation,
-        memory_visible: jax.Array | None,
-        self_visible: jax.Array,
+        memory_seen: Seen | None,
+        self_seen: Seen,
         start: jax.Array | None,
     ) -> tuple[jax.Array, KV]:
         """One decoder layer.
@@ -37,7 +38,8 @@ class Block(nn.Module):
           buffer: own keys and values so far [B, G, C, H]; the new ones are written at `start`.
             None when x is the whole sequence.
           rotation: of the T slots.
-          memory_visible: bool [B, T or 1, S]. self_visible: bool [B, T, T or C].
+          memory_seen: which of the memory [B, T or 1, S], self_seen: which own slots [B, T, T or C]
+            each row sees.
           start: int32 [].
 
         Returns:
@@ -63,9 +65,11 @@ class Block(nn.Module):
                 buffer,
                 own,
             )
-        segments = [(own.keys, own.values, self_visible)]
+        # A cache has more columns than rows, and no kernel gains anything on one row.
+        how = self.attention if buffer is None else "xla"
+        segments = [(own.keys, own.values, self_seen)]
         if memory is not None:
-            segments.insert(0, (memory.keys, memory.values, memory_visible))
+            segments.insert(0, (memory.keys, memory.values, memory_seen))
         scale = 0.5 / cfg.num_layers
         x = x + Dense(
             (cfg.hidden_size,),
@@ -75,7 +79,7 @@ class Block(nn.Module):
             scale=scale,
             dtype=self.dtype,
             name="o",
-        )(attend(q, segments))
+        )(attend(q, segments, how))
         y = RMSNorm(cfg.rms_norm_eps, name="mlp_norm")(x)
         x = x + SwiGLU(cfg.intermediate_size, scale, self.dtype, name="mlp")(y)
         return x, own
@@ -88,6 +92,7 @@ class Backbone(nn.Module):
     remat: str = "none"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
+    attention: str = "xla"
 
     def setup(self):
         cfg = self.config
@@ -99,7 +104,7 @@ class Backbone(nn.Module):
         # The layers' own axes: memory and buffer are stacked over layers, the rest is shared.
         in_axes = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast)
         self.layers = scanned(Block, cfg.num_layers, self.remat, self.unroll, in_axes)(
-            cfg, self.dtype
+            cfg, self.dtype, self.attention
         )
         self.norm = RMSNorm(cfg.rms_norm_eps)
 
@@ -111,9 +116,9 @@ class Backbone(nn.Module):
         self,
         x: jax.Array,
         position: jax.Array,
-        self_visible: jax.Array,
+        self_seen: Seen,
         memory: KV | None = None,
-        memory_visible: jax.Array | None = None,
+        memory_seen: Seen | None = None,
         buffer: KV | None = None,
         start: jax.Array | None = None,
     ) -> tuple[jax.Array, KV]:
@@ -121,8 +126,8 @@ class Backbone(nn.Module):
 
         Args:
           x: [B, T, D] embeddings. position: int32 [B, T, 3].
-          self_visible: bool [B, T, T], or [B, T, C] with a buffer of C slots.
-          memory: stacked [L, B, G, S, H]; memory_visible: bool [B, T or 1, S].
+          self_seen: which own slots [B, T, T] each row sees, or [B, T, C] with a buffer of C slots.
+          memory: stacked [L, B, G, S, H]; memory_seen: which of it [B, T or 1, S].
           buffer: stacked [L, B, G, C, H], written at slot `start`.
 
         Returns:
@@ -130,7 +135,10 @@ class Backbone(nn.Module):
         """
         cfg = self.config
         rotation = text_rotation(position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
-        x, kv = self.layers(x, memory, buffer, rotation, memory_visible, self_visible, start)
+        if self.attention != "splash" or buffer is not None:  # one mask for all layers
+            self_seen = as_mask(self_seen, x.shape[1])
+            memory_seen = None if memory is None else as_mask(memory_seen, x.shape[1])
+        x, kv = self.layers(x, memory, buffer, rotation, memory_seen, self_seen, start)
         return self.norm(x), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:

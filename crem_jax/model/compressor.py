@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from crem_jax.model.backbone import Backbone
-from crem_jax.model.mask import compression_mask
+from crem_jax.model.mask import context_sight
 from crem_jax.model.vision import VisionTower
 from crem_jax.types import Context, Memory
 
@@ -30,12 +30,8 @@ class Compressor(nn.Module):
         x = self.backbone.embed(context.tokens)
         if context.patches is not None:
             x = self._insert(x, context.tokens, self.vision(context.patches))
-        batch, slots = context.tokens.shape
-        index = jnp.arange(slots)
-        visible = compression_mask(
-            index, context.region, index, context.region, jnp.zeros((batch,), bool)
-        )
-        hidden, kv = self.backbone(x, context.position, visible)
+        slots = context.tokens.shape[1]
+        hidden, kv = self.backbone(x, context.position, context_sight(context.region))
         return Memory(
             kv=kv,
             region=context.region,

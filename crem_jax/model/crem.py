@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from crem_jax.config import ModelConfig
+from crem_jax.model.attention import implementation
 from crem_jax.model.backbone import Backbone
 from crem_jax.model.compressor import Compressor
 from crem_jax.model.decoder import Decoder
@@ -31,8 +32,9 @@ class Crem(nn.Module):
 
     def setup(self):
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        self.vision = VisionTower(cfg.vision, cfg.text.hidden_size, cfg.remat, cfg.unroll, dtype)
-        self.backbone = Backbone(cfg.text, cfg.remat, cfg.unroll, dtype)
+        how = (cfg.remat, cfg.unroll, dtype, implementation(cfg.attention, dtype))
+        self.vision = VisionTower(cfg.vision, cfg.text.hidden_size, *how)
+        self.backbone = Backbone(cfg.text, *how)
         self.compressor = Compressor(self.vision, self.backbone, cfg.num_chorus, cfg.image_token_id)
         self.decoder = Decoder(self.backbone)
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from crem_jax.model.backbone import Backbone
-from crem_jax.model.mask import compression_mask
-from crem_jax.types import KV, PAD, TARGET, Cache, Memory, Target
+from crem_jax.model.mask import memory_sight, own_sight
+from crem_jax.types import KV, Cache, Memory, Target
 
 
 class Decoder(nn.Module):
@@ -33,27 +33,15 @@ class Decoder(nn.Module):
         batch, width = target.tokens.shape
         start = jnp.zeros((), jnp.int32) if cache is None else cache.length
         count = jnp.zeros((batch,), jnp.int32) if cache is None else cache.count
-        index = start + jnp.arange(width)
         real = target.valid if cache is None else _write(cache.valid, target.valid, start)
-        region = jnp.full((batch, width), TARGET)
-        own_region = jnp.where(real, TARGET, PAD)
-        self_visible = compression_mask(index, region, jnp.arange(real.shape[1]), own_region, z)
-        # No target row precedes any memory slot, so one row of this mask serves them all.
-        memory_visible = compression_mask(
-            jnp.zeros((1,), jnp.int32),
-            region[:, :1],
-            jnp.zeros((memory.region.shape[1],), jnp.int32),
-            memory.region,
-            z,
-        )
         nth = count[:, None] + jnp.cumsum(target.valid, axis=1) - 1
         position = memory.next_position[:, None] + jnp.maximum(nth, 0)
         hidden, kv = self.backbone(
             self.backbone.embed(target.tokens),
             jnp.repeat(position[..., None], 3, axis=-1),
-            self_visible,
+            own_sight(target.valid, real, start),
             memory.kv,
-            memory_visible,
+            memory_sight(memory.region, z),
             None if cache is None else cache.kv,
             start,
         )

@@ -1,4 +1,4 @@
-"""The compression-aware attention mask (paper section 3.2), from two small vectors.
+"""The compression-aware attention mask (paper section 3.2), from small vectors of ids.
 
 With two context slots V T, two chorus slots U and three target slots Q A A, rows attend to columns:
 
@@ -12,41 +12,67 @@ With two context slots V T, two chorus slots U and three target slots Q A A, row
       A   x x x x x x .         A   . . x x x x .
       A   x x x x x x x         A   . . x x x x x
 
-The target never looks back at the context when z = 1; the chorus always sees all of it.
+The target never looks back at the context when z = 1; the chorus always sees all of it. The upper
+left of the drawing is `context_sight`, the lower left `memory_sight`, the lower right `own_sight`.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
-from crem_jax.types import CONTEXT, PAD, TARGET
+from crem_jax.types import CHORUS, CONTEXT, PAD
+
+SEEN, UNSEEN, HIDDEN = 1, 0, -1
+"""Ids of slots. Padding (UNSEEN) sees padding alone, so no row is blind; nothing sees HIDDEN."""
 
 
-def compression_mask(
-    q_index: jax.Array,
-    q_region: jax.Array,
-    k_index: jax.Array,
-    k_region: jax.Array,
-    z: jax.Array,
-) -> jax.Array:
-    """M[i, j] = 0 if z and i is TARGET and j is CONTEXT, else [j <= i]; padding is never seen.
+@struct.dataclass
+class Sight:
+    """Who sees whom: a row sees a column iff their ids are equal and, if causal, it comes no later.
 
-    Args:
-      q_index: int32 [B, T] or [T], order of the query slots.
-      q_region: int32 [B, T], region of each query slot.
-      k_index: int32 [B, C] or [C]. k_region: int32 [B, C].
-      z: bool [B], True where the sample is compressed.
+    Kernels read these vectors as segment ids; `visible` spells them out for the dense softmax.
 
-    Returns:
-      bool [B, T, C], True where the query may look.
+    Attributes:
+      rows: int32 [B, T], or [B, 1] where all rows are alike.
+      columns: int32 [B, C].
+      start: int32 [], the column that row 0 stands at; where causal.
+      causal: row i sees column j only if j <= start + i.
     """
-    causal = jnp.atleast_2d(k_index)[:, None, :] <= jnp.atleast_2d(q_index)[:, :, None]
-    real = k_region[:, None, :] != PAD
-    hidden = (q_region == TARGET)[:, :, None] & (k_region == CONTEXT)[:, None, :]
-    return causal & real & ~(z[:, None, None] & hidden)
+
+    rows: jax.Array
+    columns: jax.Array
+    start: jax.Array | int = 0
+    causal: bool = struct.field(pytree_node=False, default=False)
+
+    def visible(self, count: int) -> jax.Array:
+        """bool [B, T or 1, C], of `count` = T rows."""
+        same = self.rows[:, :, None] == self.columns[:, None, :]
+        if not self.causal:
+            return same
+        row, column = self.start + jnp.arange(count), jnp.arange(self.columns.shape[1])
+        return same & (column[None, :] <= row[:, None])
 
 
-def picture_mask(segment: jax.Array) -> jax.Array:
-    """Patches attend within their own segment. segment: int32 [B, P] -> bool [B, P, P]."""
-    return segment[:, :, None] == segment[:, None, :]
+def context_sight(region: jax.Array) -> Sight:
+    """Of the context on itself. region: int32 [B, S]."""
+    ids = jnp.where(region == PAD, UNSEEN, SEEN)
+    return Sight(ids, ids, causal=True)
+
+
+def memory_sight(region: jax.Array, z: jax.Array) -> Sight:
+    """Of the target on its memory. region: int32 [B, S]; z: bool [B], True where compressed."""
+    seen = (region == CHORUS) | ((region == CONTEXT) & ~z[:, None])
+    columns = jnp.where(seen, SEEN, HIDDEN)
+    return Sight(jnp.full((len(region), 1), SEEN), columns)
+
+
+def own_sight(valid: jax.Array, columns: jax.Array, start: jax.Array | int = 0) -> Sight:
+    """Of the target on itself. valid: bool [B, T] rows; columns: bool [B, C], from `start` on."""
+    return Sight(valid.astype(jnp.int32), columns.astype(jnp.int32), start, causal=True)
+
+
+def segment_sight(segment: jax.Array) -> Sight:
+    """Of patches on their own segment (picture or window). segment: int32 [B, P]; 0 is padding."""
+    return Sight(segment, segment)

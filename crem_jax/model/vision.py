@@ -10,7 +10,7 @@ import numpy as np
 from crem_jax.config import VisionConfig
 from crem_jax.model.attention import attend
 from crem_jax.model.layers import Dense, LayerNorm, RMSNorm, SwiGLU
-from crem_jax.model.mask import picture_mask
+from crem_jax.model.mask import segment_sight
 from crem_jax.model.rope import Rotation, rotate, vision_rotation
 from crem_jax.types import Patches
 
@@ -46,6 +46,7 @@ def norm(config: VisionConfig, name: str) -> nn.Module:
 class VisionBlock(nn.Module):
     config: VisionConfig
     dtype: jnp.dtype = jnp.float32
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array, rotation: Rotation, segment: jax.Array):
@@ -64,7 +65,7 @@ class VisionBlock(nn.Module):
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k = rotate(q, rotation), rotate(k, rotation)
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-        out = attend(q, [(k, v, picture_mask(segment))])
+        out = attend(q, [(k, v, segment_sight(segment))], self.attention)
         x = x + Dense(
             (cfg.embed_dim,),
             ("vision_heads", "head_dim", "vision_embed"),
@@ -96,6 +97,7 @@ class VisionTower(nn.Module):
     remat: str = "none"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, patches: Patches) -> jax.Array:
@@ -121,7 +123,7 @@ class VisionTower(nn.Module):
             segment, axis = layer_segments(cfg, patches), 0
         in_axes = (nn.broadcast, axis)
         x, _ = scanned(VisionBlock, cfg.depth, self.remat, self.unroll, in_axes)(
-            cfg, self.dtype, name="blocks"
+            cfg, self.dtype, self.attention, name="blocks"
         )(x, rotation, segment)
 
         batch, count, width = x.shape

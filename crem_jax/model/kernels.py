@@ -1,0 +1,100 @@
+"""Flash attention for the split sequence: splash attention on TPU, cuDNN's on GPU.
+
+Neither ever holds the scores [B, N, T, C]. A target row's memory and own keys are laid end to end:
+one causal kernel whose diagonal starts behind the memory then is the whole softmax, and the ids of
+`Sight` say which of the memory is visible. Lengths are padded to the kernel's tiles.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from crem_jax.mesh import by_rows_and_heads
+from crem_jax.model.mask import HIDDEN, UNSEEN, Sight
+
+LANES = 128
+LARGEST_BLOCK = 512
+
+
+def splash(q: jax.Array, segments: Sequence[tuple[jax.Array, jax.Array, Sight]]) -> jax.Array:
+    """See `attention.attend`. Off TPU the kernel is interpreted: exact, and only for tests."""
+    batch, _, rows, dim = q.shape
+    own = segments[-1][2]
+    keys, values, columns = [], [], []
+    for k, v, sight in segments:
+        last = sight is own
+        keys.append(_pad(k, 2, 3))
+        values.append(_pad(v, 2, 3))
+        columns.append(_pad(sight.columns, 1, fill=UNSEEN if last else HIDDEN))
+    offset = sum(ids.shape[1] for ids in columns[:-1])
+    q = _pad(q * dim**-0.5, 2, 3)
+    ids = _pad(jnp.broadcast_to(own.rows, (batch, rows)), 1, fill=UNSEEN)
+    run = functools.partial(_splash, causal=own.causal, offset=offset, interpret=_interpreted())
+    joined = (jnp.concatenate(x, axis=-2) for x in (keys, values))
+    out = by_rows_and_heads(run, q, *joined, ids, jnp.concatenate(columns, axis=1))
+    return out[:, :, :rows, :dim].swapaxes(1, 2)
+
+
+def _splash(q, k, v, rows, columns, *, causal: bool, offset: int, interpret: bool) -> jax.Array:
+    """One device's share: q [B, N, T, H], k and v [B, G, C, H], rows [B, T], columns [B, C]."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as lib  # slow to import
+
+    shape = (q.shape[2], k.shape[2])
+    mask = lib.CausalMask(shape, offset=offset) if causal else lib.FullMask(shape)
+    bq, bkv = (_block(length) for length in shape)
+    kernel = lib.make_splash_mha_single_device(
+        lib.MultiHeadMask([mask] * q.shape[1]),
+        block_sizes=lib.BlockSizes(
+            block_q=bq,
+            block_kv=bkv,
+            block_kv_compute=bkv,
+            block_q_dkv=bq,
+            block_kv_dkv=bkv,
+            block_kv_dkv_compute=bkv,
+            block_q_dq=bq,
+            block_kv_dq=bkv,
+        ),
+        interpret=interpret,
+    )
+    ids = lib.SegmentIds(rows, columns)
+    return jax.vmap(kernel)(q, k, v, ids)
+
+
+def cudnn(
+    q: jax.Array,
+    segments: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
+    implementation: str = "cudnn",
+) -> jax.Array:
+    """See `attention.attend`; 16-bit. Masks reach the kernel as a bias [B, 1, T, C]."""
+    rows = q.shape[2]
+    # With a bias the backward kernel takes even lengths only.
+    k, v = (
+        jnp.concatenate([_pad(x[i], 2, to=2) for x in segments], axis=2).swapaxes(1, 2)
+        for i in (0, 1)
+    )
+    visible = [jnp.broadcast_to(x[2], (x[2].shape[0], rows, x[2].shape[2])) for x in segments]
+    visible = [_pad(_pad(x, 2, to=2, fill=False), 1, to=2, fill=True) for x in visible]
+    mask = jnp.concatenate(visible, axis=2)[:, None]
+    q = _pad(q, 2, to=2).swapaxes(1, 2)
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+    return out[:, :rows]
+
+
+def _pad(x: jax.Array, *axes: int, to: int = LANES, fill=0) -> jax.Array:
+    """Pads axes at their end to multiples of `to`."""
+    widths = [(0, -size % to if axis in axes else 0) for axis, size in enumerate(x.shape)]
+    return jnp.pad(x, widths, constant_values=fill) if any(b for _, b in widths) else x
+
+
+def _block(length: int) -> int:
+    """The largest block of whole lanes that divides the length."""
+    return max(b for b in range(LANES, LARGEST_BLOCK + 1, LANES) if length % b == 0)
+
+
+def _interpreted() -> bool:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (jax.default_backend() if device is None else device.platform) != "tpu"
