@@ -14,6 +14,7 @@ from crem_jax.config import ModelConfig
 from crem_jax.data.prompt import ContextRow, Prompter, PromptError
 from crem_jax.data.records import Item
 from crem_jax.data.shapes import context_batches, pad_questions
+from crem_jax.distributed import to_host
 from crem_jax.generate import decoding
 from crem_jax.generate.decoding import Sampling
 from crem_jax.model import crem
@@ -73,7 +74,8 @@ class Model:
         shape = (len(rows), self.config.num_chorus, self.config.text.hidden_size)
         out = np.zeros(shape, np.float32)
         for chosen, context in context_batches(rows, self.config):
-            out[chosen] = np.asarray(_chorus(self.config, self.params, context))[: len(chosen)]
+            states = to_host(_chorus(self.config, self.params, context))
+            out[chosen] = states[: len(chosen)]
         return out
 
     def generate(
@@ -109,7 +111,7 @@ class Model:
             out = decoding.generate(
                 self.config, self.params, memory, tokens, valid, sampling, max_new_tokens
             )
-            for i, ids in zip(chosen, np.asarray(out), strict=False):
+            for i, ids in zip(chosen, to_host(out), strict=False):
                 answers[i] = self._text(ids)
         return answers
 

@@ -1,4 +1,4 @@
-"""Orbax checkpoints: a model directory, and the train state inside it.
+"""Orbax checkpoints: a model directory (what a run saves beside it: `train.checkpointer`).
 
 DIR/crem.json        the model's configuration
 DIR/tokenizer/       tokenizer and chat template
@@ -11,81 +11,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from crem_jax import trees
 from crem_jax.config import ModelConfig
 from crem_jax.convert.huggingface import read_tokenizer
 from crem_jax.data.chat_template import chat_template
 from crem_jax.model import crem
-from crem_jax.train.step import TrainState
 
 CONFIG_FILE = "crem.json"
-
-
-class Checkpointer:
-    """Asynchronous checkpoints of a run: the last one and the best by `metric` are kept.
-
-    Args:
-      directory: the run directory. metric: name of the evaluation metric, higher is better.
-    """
-
-    def __init__(self, directory: str | Path, metric: str | None = None):
-        self.metric = metric
-        best = BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
-        keep = AnyPreservationPolicy([LatestN(n=1), *([best] if metric else [])])
-        options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_score)
-        path = Path(directory).absolute() / "checkpoints"
-        self.manager = ocp.CheckpointManager(path, options=options)
-
-    def save(
-        self,
-        step: int,
-        state: TrainState,
-        stream: grain.DatasetIterator | None = None,
-        metrics: dict[str, float] | None = None,
-    ) -> None:
-        """Starts a save; returns when the state has been copied to the host."""
-        items = {
-            "params": ocp.args.StandardSave(state.params),
-            "optimizer": ocp.args.StandardSave(_flat(state)),
-        }
-        if stream is not None:
-            items["data"] = grain.checkpoint.CheckpointSave(stream)
-        score = {"score": metrics[self.metric]} if metrics and self.metric else None
-        self.manager.save(step, args=ocp.args.Composite(**items), metrics=score)
-
-    def restore(
-        self, state: TrainState, stream: grain.DatasetIterator
-    ) -> tuple[TrainState, int] | None:
-        """The last state, laid out like `state` (arrays or ShapeDtypeStructs), or None.
-
-        `stream` is moved to where the checkpoint left it.
-        """
-        step = self.manager.latest_step()
-        if step is None:
-            return None
-        restored = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(state.params),
-                optimizer=ocp.args.StandardRestore(_flat(state)),
-                data=grain.checkpoint.CheckpointRestore(stream),
-            ),
-        )
-        leaves = [restored.optimizer[f"{i:04d}"] for i in range(len(restored.optimizer) - 1)]
-        opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
-        return TrainState(restored.optimizer["step"], restored.params, opt_state), step
-
-    def wait(self) -> None:
-        """Returns when every started save is on disk."""
-        self.manager.wait_until_finished()
-
-    def close(self) -> None:
-        self.manager.close()
 
 
 def save_model_files(directory: str | Path, config: ModelConfig, tokenizer: Any) -> None:
@@ -137,7 +72,7 @@ def load_model(
     path = directory.absolute() / "checkpoints"
     if not path.is_dir():
         raise FileNotFoundError(f"{directory} has no checkpoint yet")
-    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_score)
+    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=score)
     with ocp.CheckpointManager(path, options=options) as manager:
         steps = manager.all_steps()
         if not steps:
@@ -180,11 +115,6 @@ def _restore_params(
         raise ValueError(f"{where}: is damaged: {reason}") from error
 
 
-def _score(metrics: dict[str, float]) -> float:
+def score(metrics: dict[str, float]) -> float:
+    """What orbax chooses the best checkpoint by."""
     return metrics["score"]
-
-
-def _flat(state: TrainState) -> dict[str, Any]:
-    """The optimiser's leaves by number: its own structure is made of code, not of names."""
-    leaves = jax.tree.leaves(state.opt_state)
-    return {"step": state.step} | {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax, jax.numpy as jnp
 import tiny_run
 from crem_jax import mesh as meshes
-from crem_jax.train import loop
+from crem_jax.train import layout, loop
 from crem_jax.train.metrics import read_metrics
 from crem_jax.train.setup import make_parts
 from crem_jax.train.step import TrainState, init_params, train_step
@@ -37,7 +37,7 @@ for i in range(3):
     alone.append(float(metrics["loss"]))
 def moments(model, mesh):
     boxed = jax.eval_shape(lambda: init_params(parts.model, parts.loss, jax.random.key(0)))
-    shardings = loop._state_shardings(jax.eval_shape(lambda: state), boxed, mesh).opt_state
+    shardings = layout.state_shardings(jax.eval_shape(lambda: state), boxed, mesh).opt_state
     pairs = zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(shardings), strict=True)
     return sum(not sharding.is_fully_replicated for _, sharding in pairs)
 

@@ -18,6 +18,7 @@ from tiny_run import tiny_config
 
 from crem_jax.checkpoint import load_model
 from crem_jax.train.loop import train
+from crem_jax.train.meter import MEASURES
 from crem_jax.train.metrics import MetricsLog, read_metrics
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")
@@ -93,7 +94,7 @@ def test_a_killed_run_that_goes_on_ends_bit_equal_to_an_uninterrupted_one(runs):
 def test_a_resumed_run_logs_every_step_once_and_the_same_losses(runs):
     whole, killed, _ = runs
     lines = [
-        [{k: v for k, v in line.items() if k != "samples_per_second"} for line in read_metrics(p)]
+        [{k: v for k, v in line.items() if k not in MEASURES} for line in read_metrics(p)]
         for p in (whole / "metrics.jsonl", killed / "metrics.jsonl")
     ]
     assert [line["step"] for line in lines[1]] == list(range(1, STEPS + 1))

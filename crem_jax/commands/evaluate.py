@@ -55,7 +55,8 @@ def costs(directory: Path, eval_seconds: float) -> dict[str, float | None]:
     The total counts from CREM_START (seconds since the epoch) where that is set, and is never less
     than what training and evaluation took.
     """
-    from crem_jax.commands.timing import peak_rss_mb, read_timing
+    from crem_jax.commands.timing import read_timing
+    from crem_jax.train.meter import peak_rss_mb
 
     timing = read_timing(directory)
     total = timing.get("train_seconds", 0.0) + eval_seconds

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import sys
 import threading
 import time
 from pathlib import Path
 
+from crem_jax.train.meter import peak_rss_mb
+
 FILE = "timing.json"
 _WRITE_EVERY = 5.0  # seconds; what a killed run can lose
-
-
-def peak_rss_mb() -> float:
-    """The largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB here
 
 
 def read_timing(directory: str | Path) -> dict[str, float]:

@@ -1,5 +1,8 @@
 """Train a model from a config. The same command again resumes the run where its last checkpoint is.
 
+On SIGTERM the run saves and ends with exit code 75: the same command goes on. Exit code 2 says that
+the same command would not help: something it was given cannot be used, or training diverged.
+
 At the end the run's pictures are drawn beside its checkpoints: curves.png, retrieval.png,
 answers.png and a folder of pictures to try `crem find` and `crem tell` on.
 """
@@ -9,12 +12,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from crem_jax.commands.options import whole
 
 EXAMPLES = """\
   crem train --config=configs/emoji.py --workdir=runs/emoji
   crem train --config=configs/emoji.py:smoke --workdir=runs/smoke
-  crem train --config=configs/emoji.py --workdir=runs/slow --config.optim.lr=1e-4"""
+  crem train --config=configs/emoji.py --workdir=runs/slow --config.optim.lr=1e-4
+  bash launch/local_multiprocess.sh 2 --config=configs/emoji.py:smoke --workdir=runs/two"""
+
+USAGE = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +37,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.py[:OPTION]",
         help="a config file and an option of it; --config.KEY=VALUE changes one of its keys",
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="where the run lives: a directory that all processes share, or gs://BUCKET/RUN",
+    )
+    parser.add_argument(
+        "--distributed",
+        default="auto",
+        metavar="auto|off|HOST:PORT,N,I",
+        help="how this process joins others: as SLURM, GKE, Open MPI or a TPU VM say (auto, the "
+        "default), not at all, or as process I of N with process 0 listening at HOST:PORT",
+    )
+    parser.add_argument(
+        "--log",
+        default="",
+        metavar="NAMES",
+        help="where metrics go beside metrics.jsonl: tensorboard, wandb, or both with a comma",
+    )
+    parser.add_argument(
+        "--profile",
+        type=whole,
+        default=0,
+        metavar="STEPS",
+        help="trace so many steps, once all is compiled, to DIR/profile (xprof)",
+    )
 
 
 def take_rest(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
@@ -38,36 +73,86 @@ def take_rest(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: l
     args.overrides = rest
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
+    from crem_jax import distributed
+
+    distributed.start(args.distributed)
+    import jax
+
+    from crem_jax.train.faults import PREEMPTED, Preempted
+
+    try:
+        _train(args)
+    except Preempted as saved:
+        print(f"crem train: {saved}", file=sys.stderr)
+        return PREEMPTED
+    except BaseException as error:
+        if jax.process_count() > 1:
+            distributed.abort(error, USAGE if isinstance(error, ValueError | OSError) else 1)
+        raise
+    return 0
+
+
+def _train(args: argparse.Namespace) -> None:
+    from crem_jax import distributed
     from crem_jax.commands.output import print_json
     from crem_jax.commands.recipe import read_recipe
     from crem_jax.commands.timing import TrainingClock, read_timing
+    from crem_jax.train.metrics import WRITERS
 
+    names = [name for name in args.log.split(",") if name]
+    unknown = [name for name in names if name not in WRITERS]
+    if unknown:
+        raise ValueError(f"--log {unknown[0]!r} is not one of {', '.join(WRITERS)}")
     config = read_recipe(args.config, args.overrides)
-    workdir = Path(args.workdir)
+
+    import jax
 
     from crem_jax.api import load
     from crem_jax.evaluate.registry import evaluator
     from crem_jax.report.run import write_report
     from crem_jax.train.loop import train
     from crem_jax.train.metrics import read_metrics
+    from crem_jax.train.workdir import RunDirectory
 
     name = config.get("evaluate", "emoji")
     measure = evaluator(name).quick if name else None
-    done = (workdir / "checkpoints" / str(config.steps)).is_dir()
-    with contextlib.nullcontext() if done else TrainingClock(workdir):
-        train(config, workdir, measure)
-    print("drawing the pictures of the run", file=sys.stderr)
-    written = write_report(workdir, load(workdir), name)
-    timing = read_timing(workdir)
+    place = RunDirectory.open(args.workdir)
+    done = (place.checkpoints / str(config.steps)).is_dir()
+    main = distributed.is_main()
+    with contextlib.nullcontext() if done or not main else TrainingClock(place.local):
+        model = train(config, place, measure, log_to=names, profile=args.profile)
+    if main:
+        print("drawing the pictures of the run", file=sys.stderr)
+    if place.is_local and jax.process_count() == 1:
+        model = load(place.local)  # the best checkpoint, on one device
+    # Every process asks the model the same questions; what is drawn on others is thrown away.
+    with _drawing_board(place.local) as directory:
+        written = write_report(directory, model, name)
+    place.push()
+    if not main:
+        return
+    timing = read_timing(place.local)
     if args.json:
         scores = {}
-        for row in read_metrics(workdir / "metrics.jsonl"):
+        for row in read_metrics(place.local / "metrics.jsonl"):
             scores |= {k: v for k, v in row.items() if k.startswith("eval/")}
         files = [str(path) for path in written]
         print_json(
-            {"workdir": str(workdir), "steps": config.steps, **timing, **scores, "files": files}
+            {"workdir": place.name, "steps": config.steps, **timing, **scores, "files": files}
         )
         return
     what = "was trained already" if done else f"trained for {timing['train_seconds']:.0f} s"
-    print(f"{workdir} {what}; see {', '.join(path.name for path in written)} there.")
+    print(f"{place.name} {what}; see {', '.join(path.name for path in written)} there.")
+
+
+@contextlib.contextmanager
+def _drawing_board(run: Path) -> Iterator[Path]:
+    """The run's directory on process 0, elsewhere one that is removed."""
+    from crem_jax import distributed
+
+    if distributed.is_main():
+        yield run
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)

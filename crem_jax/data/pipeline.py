@@ -59,10 +59,17 @@ class Stream:
     def batch(self, step: int) -> Batch:
         return self.batcher(self.records(step))
 
-    def iterate(self, steps: int, threads: int = 2) -> grain.DatasetIterator:
-        """A checkpointable iterator over the batches of steps 0, 1, …"""
+    def record_ids(self, step: int) -> list[str]:
+        """Names this process's records of one step, for errors about it."""
+        return [f"{record.source}:{record.id}" for record in self.records(step)]
+
+    def iterate(self, steps: int, first: int = 0, threads: int = 2) -> grain.DatasetIterator:
+        """Iterates over the batches of steps first, first + 1, … steps - 1.
+
+        As a batch is a pure function of its step, `first` is all that a resumed run needs to know.
+        """
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        return iter(grain.MapDataset.range(steps).map(self.batch).to_iter_dataset(options))
+        return iter(grain.MapDataset.range(first, steps).map(self.batch).to_iter_dataset(options))
 
     def _epoch_order(self, name: str, number: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, number, epoch, 1 << 31])

@@ -3,174 +3,156 @@
 from __future__ import annotations
 
 import functools
-import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from crem_jax import distributed
 from crem_jax import mesh as meshes
-from crem_jax import trees
 from crem_jax.api import Model
-from crem_jax.checkpoint import Checkpointer, save_model_files
-from crem_jax.train.metrics import MetricsLog
+from crem_jax.checkpoint import save_model_files
+from crem_jax.train import layout, recipe
+from crem_jax.train.checkpointer import Checkpointer
+from crem_jax.train.faults import (
+    FiniteWatch,
+    Preempted,
+    Preemption,
+    check_room,
+    check_workdir,
+)
+from crem_jax.train.meter import Meter, Trace
+from crem_jax.train.metrics import WRITERS, MetricsLog, means
 from crem_jax.train.progress import Progress
 from crem_jax.train.setup import make_parts
-from crem_jax.train.step import TrainState, init_params, init_state, train_step
-from crem_jax.types import Batch
+from crem_jax.train.step import TrainState, train_step
+from crem_jax.train.workdir import RunDirectory
 
-RECIPE_FILE = "recipe.json"
 Evaluate = Callable[[Model], dict[str, float]]
 
 
-def train(config: ConfigDict, workdir: str | Path, evaluate: Evaluate | None = None) -> Model:
-    """Trains until `config.steps`, continuing from the last checkpoint in `workdir`, if any.
+def train(
+    config: ConfigDict,
+    workdir: str | Path | RunDirectory,
+    evaluate: Evaluate | None = None,
+    *,
+    log_to: Sequence[str] = (),
+    profile: int = 0,
+) -> Model:
+    """Trains until `config.steps`, continuing from the last whole checkpoint in `workdir`, if any.
 
     Args:
-      config: see `configs/`. workdir: the run directory, made if absent.
+      config: see `configs/`.
+      workdir: the run directory, made if absent, shared by all processes; or gs://BUCKET/RUN.
       evaluate: called every `config.eval_every` steps; its metrics are logged under `eval/`.
+      log_to: names of `metrics.WRITERS` that get the metrics beside metrics.jsonl.
+      profile: so many steps are traced to WORKDIR/profile, once all is compiled.
 
     Returns:
       The trained model, with the last parameters.
 
     Raises:
       ValueError: the config makes no sense, or `workdir` holds a run of another config.
+      OSError: `workdir` cannot hold the run.
+      Preempted: SIGTERM came, and the run has saved.
+      Diverged: `config.max_nonfinite` steps in a row were not finite.
     """
-    workdir = Path(workdir)
-    recipe = json.loads(config.to_json_best_effort())
-    _refuse_another(workdir / RECIPE_FILE, recipe)
+    run = workdir if isinstance(workdir, RunDirectory) else RunDirectory.open(workdir)
+    wanted = recipe.recipe_of(config)
+    distributed.on_main(lambda: recipe.refuse_another(run.local, wanted))
     parts = make_parts(config)
 
     # ---------------------------------------------------------------- Mesh
-    mesh = meshes.make_mesh(_mesh_shape(config.mesh))
-    whole, by_row = meshes.replicated(mesh), meshes.rows(mesh)
+    mesh = meshes.make_mesh(layout.mesh_shape(config.mesh))
+    layout.chunk_owners(mesh)  # raises for a mesh that splits rows unevenly
+    abstract = layout.abstract_state(parts, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     # --------------------------------------------------------------- State
-    fresh = functools.partial(init_state, parts.model, parts.loss, parts.optimizer, parts.frozen)
-
-    key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(lambda: init_params(parts.model, parts.loss, jax.random.key(0)))
-    shardings = _state_shardings(jax.eval_shape(fresh, key), abstract, mesh)
-    state = jax.jit(fresh, out_shardings=shardings)(key)
+    if run.is_local:
+        check_workdir(run.local)
+    best_metric = config.get("best_metric") if evaluate else None
+    checkpointer = Checkpointer(run.checkpoints, best_metric)
+    if run.is_local:
+        check_room(run.local, checkpointer.bytes_needed(abstract))
+    restored = checkpointer.restore(abstract)
+    if restored is None:
+        fresh = jax.jit(functools.partial(layout.fresh_state, parts), out_shardings=shardings)
+        state, first = fresh(jax.random.key(config.seed)), 0
+    else:
+        state, first = restored
 
     # --------------------------------------------------------------- Input
-    stream = parts.stream.iterate(config.steps)
-
-    # ---------------------------------------------------------- Checkpoint
-    save_model_files(workdir, parts.model, parts.tokenizer)
-    (workdir / RECIPE_FILE).write_text(json.dumps(recipe, indent=1) + "\n")
-    best_metric = config.get("best_metric") if evaluate else None
-    checkpointer = Checkpointer(workdir, best_metric)
-    restored = checkpointer.restore(state, stream)
-    first = 0
-    if restored is not None:
-        state, first = restored
+    stream = parts.stream.iterate(config.steps, first)
+    samples = sum(parts.stream.spec.records.values())
 
     # --------------------------------------------------------- Update step
     update = jax.jit(
         functools.partial(train_step, seed=config.seed, **parts.step_arguments()),
         in_shardings=(shardings, None),
-        out_shardings=(shardings, whole),
+        out_shardings=(shardings, meshes.replicated(mesh)),
         donate_argnums=0,
     )
 
+    # ------------------------------------------------------------- Records
+    log = MetricsLog(None)
+    if distributed.is_main():
+        save_model_files(run.local, parts.model, parts.tokenizer)
+        recipe.write(run.local, wanted)
+        writers = [WRITERS[name](run.local, first, wanted) for name in log_to]
+        log = MetricsLog(run.local / "metrics.jsonl", first, writers)
+
+    def names(step: int) -> list[str]:
+        return parts.stream.record_ids(step - 1)
+
+    watch = FiniteWatch(config.get("max_nonfinite", 10), names)
+    trace = Trace(run.local / "profile", first + 3, profile if distributed.is_main() else 0)
+
     # ---------------------------------------------------------------- Loop
-    log = MetricsLog(workdir / "metrics.jsonl", first)
-    samples = sum(parts.stream.spec.records.values())
-    with jax.set_mesh(mesh), Progress(config.steps, first, samples) as progress:
-        pending: list[dict[str, jax.Array]] = []
-        since = time.perf_counter()
-        for step in range(first + 1, config.steps + 1):
-            state, metrics = update(state, _put(next(stream), by_row, whole))
+    save_every = config.get("checkpoint_every") or config.eval_every
+    step, stop, pending, meter = first, False, [], Meter(samples)
+    bar = Progress(config.steps, first, quiet=not distributed.is_main())
+    with jax.set_mesh(mesh), Preemption() as preemption, trace, bar as progress:
+        while step < config.steps and not stop:
+            step += 1
+            trace.at(step)
+            with meter.waiting():
+                batch = next(stream)
+            meter.count(batch)
+            state, metrics = update(state, layout.put(batch, mesh))
             pending.append(metrics)
-            last = step == config.steps
-            if step % config.log_every == 0 or last:
-                values = _mean(pending)
-                took = time.perf_counter() - since
-                values["samples_per_second"] = samples * len(pending) / took
+            last, stop = step == config.steps, preemption.asked(step)
+
+            if step % config.log_every == 0 or last or stop:
+                fetched, pending = jax.device_get(pending), []
+                skipped = watch.check(step, np.asarray([each["finite"] for each in fetched]))
+                values = means(fetched) | {"skipped_steps": skipped} | meter.read()
                 log.write(step, values)
                 progress.show(step, values)
-                pending, since = [], time.perf_counter()
-            if step % config.eval_every == 0 or last:
-                scores = {}
-                if evaluate is not None:
-                    progress.note("evaluating")
-                    model = Model(parts.model, _model_params(state), parts.tokenizer)
-                    scores = {f"eval/{k}": float(v) for k, v in evaluate(model).items()}
-                    log.write(step, scores)
-                    progress.show(step, scores)
-                checkpointer.save(step, state, stream, scores or None)
-                since = time.perf_counter()
+                run.push(now=False)
+
+            scores = {}
+            if evaluate and (last or (step % config.eval_every == 0 and not stop)):
+                progress.note("evaluating")
+                model = Model(parts.model, _model_params(state), parts.tokenizer)
+                scores = {f"eval/{k}": float(v) for k, v in evaluate(model).items()}
+                log.write(step, scores)
+                progress.show(step, scores)
+                meter.restart()
+
+            if step % save_every == 0 or (scores and best_metric) or last or stop:
+                checkpointer.save(step, state, scores or None)
+                run.push()
+                meter.restart()
     checkpointer.close()
     log.close()
+    run.push()
+    if step < config.steps:
+        raise Preempted(step)
     return Model(parts.model, _model_params(state), parts.tokenizer)
 
 
 def _model_params(state: TrainState) -> dict:
     return {name: state.params[name] for name in ("backbone", "vision")}
-
-
-def _refuse_another(path: Path, recipe: dict) -> None:
-    """Raises if the run there has another recipe."""
-    if not path.exists():
-        return
-    there, here = (_leaves(values) for values in (json.loads(path.read_text()), recipe))
-    different = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
-    if different:
-        raise ValueError(
-            f"{path.parent} holds a run with another config (different: {', '.join(different)}); "
-            "give another --workdir, or the same config to resume"
-        )
-
-
-def _leaves(recipe: dict) -> dict[str, object]:
-    return {path.replace("/", "."): leaf for path, leaf in trees.flatten(recipe).items()}
-
-
-def _mesh_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """One -1 is replaced by what is left of the devices."""
-    fixed = int(np.prod([size for size in shape if size != -1]))
-    return tuple(jax.device_count() // fixed if size == -1 else size for size in shape)
-
-
-def _state_shardings(state: TrainState, boxed_params, mesh) -> TrainState:
-    """The optimiser's moments are laid out like the parameters whose paths theirs end with."""
-    whole = meshes.replicated(mesh)
-    by_param = meshes.param_shardings(boxed_params, mesh)
-    named = trees.flatten(by_param)
-
-    def of(path, _):
-        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        ends = ("/".join(keys[i:]) for i in range(len(keys)))
-        return next((named[end] for end in ends if end in named), whole)
-
-    opt_state = jax.tree_util.tree_map_with_path(of, state.opt_state)
-    return TrainState(whole, by_param, opt_state)
-
-
-def _put(batch: Batch, by_row, whole) -> Batch:
-    """Host arrays to the mesh, every leading axis split over it."""
-
-    def put(tree, sharding):
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
-        )
-
-    return Batch(
-        contexts=put(batch.contexts, by_row),
-        targets=put(batch.targets, by_row),
-        query_row=put(batch.query_row, by_row),
-        positive_hash=put(batch.positive_hash, by_row),
-        candidate_row=put(batch.candidate_row, by_row),
-        candidate_hash=put(batch.candidate_hash, by_row),
-    )
-
-
-def _mean(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """Means over the steps that have the metric; one that none has is left out."""
-    fetched = jax.device_get(pending)
-    columns = {key: np.asarray([metrics[key] for metrics in fetched]) for key in fetched[0]}
-    return {k: float(np.nanmean(v)) for k, v in columns.items() if not np.isnan(v).all()}

@@ -1,30 +1,117 @@
-"""Metrics as JSON lines: one object a line, each with its step."""
+"""Metrics as JSON lines: one object a line, each with its step; beside them TensorBoard or W&B."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Writer(Protocol):
+    """Another place for metrics."""
+
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class MetricsLog:
     """Appends to a JSONL file; on resume, lines past the restored step are dropped.
 
     Args:
-      path: of the file. step: the step the run continues from.
+      path: of the file; None writes nothing, as every process but one should.
+      step: the step the run continues from.
+      writers: where else the metrics go.
     """
 
-    def __init__(self, path: str | Path, step: int = 0):
+    def __init__(self, path: str | Path | None, step: int = 0, writers: Sequence[Writer] = ()):
+        self._file, self._writers = None, writers
+        if path is None:
+            return
         path = Path(path)
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if self._file is None:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+        for writer in self._writers:
+            writer.write(step, values)
 
     def close(self) -> None:
+        if self._file is None:
+            return
         self._file.close()
+        for writer in self._writers:
+            writer.close()
+
+
+class TensorBoard:
+    """Scalars as TensorBoard reads them, in `directory`.
+
+    Raises:
+      ValueError: tensorboardX is not installed.
+    """
+
+    def __init__(self, directory: Path, step: int, recipe: Mapping[str, Any]):
+        del recipe
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                "--log tensorboard needs tensorboardX: pip install 'crem_jax[tensorboard]'"
+            ) from error
+        # What a killed run wrote past its last checkpoint is hidden, not kept twice.
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key if "/" in key else f"train/{key}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Scalars to Weights & Biases, resumed under the id kept in `directory`.
+
+    The library's own environment variables (WANDB_PROJECT, WANDB_MODE, …) hold.
+
+    Raises:
+      ValueError: wandb is not installed.
+    """
+
+    def __init__(self, directory: Path, step: int, recipe: Mapping[str, Any]):
+        del step
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError("--log wandb needs wandb: pip install 'crem_jax[wandb]'") from error
+        kept = directory / "wandb_id.txt"
+        if not kept.exists():
+            kept.write_text(wandb.util.generate_id() + "\n")
+        self._run = wandb.init(
+            id=kept.read_text().strip(),
+            resume="allow",
+            dir=str(directory),
+            name=directory.name,
+            config=dict(recipe),
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+WRITERS = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
@@ -39,3 +126,14 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the steps where a metric is a finite number; one that none has is left out.
+
+    `finite`, which every step has, is left out too: it is what skipped steps are counted by.
+    """
+    columns = {key: np.asarray([step[key] for step in steps], np.float64) for key in steps[0]}
+    del columns["finite"]
+    kept = {key: column[np.isfinite(column)] for key, column in columns.items()}
+    return {key: float(np.mean(column)) for key, column in kept.items() if len(column)}

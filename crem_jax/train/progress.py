@@ -21,6 +21,7 @@ _SHOWN = {
     "generation_compressed": "L_g|z=1",
     "retrieval_p1": "P@1",
     "samples_per_second": "samples/s",
+    "utilisation": "utilisation",
 }
 
 
@@ -28,11 +29,12 @@ class Progress:
     """Steps, loss parts, in-batch P@1, samples/s and time left; plain lines without a terminal.
 
     Args:
-      steps: of the whole run. first: steps already done. samples: per step.
+      steps: of the whole run. first: steps already done.
+      quiet: shows nothing, as every process but one should.
     """
 
-    def __init__(self, steps: int, first: int, samples: int):
-        self.console = Console(stderr=True)
+    def __init__(self, steps: int, first: int, quiet: bool = False):
+        self.console = Console(stderr=True, quiet=quiet)
         self.bar = RichProgress(
             TextColumn("training"),
             BarColumn(bar_width=24),
@@ -42,7 +44,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
         )
         self.task = self.bar.add_task("training", total=steps, completed=first, text="")
         self.steps = steps

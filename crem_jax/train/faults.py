@@ -1,0 +1,123 @@
+"""What can end a run before its last step: preemption, divergence, a disk that cannot hold it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from crem_jax import distributed
+
+PREEMPTED = 75
+"""Exit code of a run that has saved on SIGTERM (EX_TEMPFAIL: the same command goes on)."""
+
+_NAMED = 32  # record ids in an error; a batch may hold thousands
+
+
+class Preempted(Exception):
+    """The run was told to end, and has saved. step: its last."""
+
+    def __init__(self, step: int):
+        super().__init__(f"saved at step {step} on SIGTERM; the same command goes on from there")
+        self.step = step
+
+
+class Diverged(ValueError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+class Preemption:
+    """Notices SIGTERM inside a `with`, so that the run can end between two steps.
+
+    In a job of several processes it is enough that one of them is told: jax carries the notice to
+    all and chooses the step at which they stop together.
+    """
+
+    def __enter__(self) -> Preemption:
+        self._told = threading.Event()
+        self._alone = jax.process_count() == 1
+        # Only the main thread may set handlers; a run in another is ended by its owner.
+        self._handles = self._alone and threading.current_thread() is threading.main_thread()
+        if self._handles:
+            self._before = signal.signal(signal.SIGTERM, lambda *_: self._told.set())
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._handles:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def asked(self, step: int) -> bool:
+        """Whether to save and end after `step`. Call it on every process, once a step."""
+        if self._alone:
+            return self._told.is_set()
+        return multihost_utils.reached_preemption_sync_point(step)
+
+
+class FiniteWatch:
+    """Counts the steps that were skipped because they were not finite.
+
+    Args:
+      limit: that many in a row end the run; 0 never does.
+      records: names the records of a step.
+    """
+
+    def __init__(self, limit: int, records: Callable[[int], Sequence[str]]):
+        self.limit, self.records = limit, records
+        self.row = 0
+
+    def check(self, last: int, finite: np.ndarray) -> int:
+        """How many of the steps up to `last` were skipped.
+
+        Raises:
+          Diverged: `limit` in a row were; the message names the records of the newest of them.
+        """
+        for step, fine in enumerate(finite, last + 1 - len(finite)):
+            self.row = 0 if fine else self.row + 1
+            if self.limit and self.row >= self.limit:
+                names = list(self.records(step))
+                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+                raise Diverged(
+                    f"the loss or gradient of {self.row} steps in a row (config.max_nonfinite) up "
+                    f"to step {step} was not finite; the parameters are as they were before them. "
+                    f"Records of step {step}: {', '.join(names[:_NAMED])}{more}"
+                )
+        return int(np.sum(~np.asarray(finite, bool)))
+
+
+def check_workdir(directory: Path) -> None:
+    """Finds out now what would otherwise end the run at its first checkpoint.
+
+    Raises:
+      OSError: it cannot be written, or is not shared by all processes.
+    """
+    probe = directory / ".written-by-process-0"
+
+    def write() -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            probe.write_text("every process of the run must see this file\n")
+        except OSError as error:
+            raise OSError(f"--workdir {directory} cannot be written: {error.strerror}") from error
+
+    distributed.on_main(write)
+    seen = probe.exists()
+    if not distributed.all_agree(seen):
+        reason = "another process" if seen else f"process {jax.process_index()}"
+        raise OSError(f"--workdir {directory} is not shared: {reason} cannot see process 0's files")
+    distributed.on_main(probe.unlink)
+
+
+def check_room(directory: Path, needed: int) -> None:
+    """Raises OSError if the disk of `directory` has no room for `needed` bytes of checkpoints."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise OSError(
+            f"--workdir {directory} has {free / 1e9:.3g} GB free; the checkpoints of this run need "
+            f"up to {needed / 1e9:.3g} GB"
+        )

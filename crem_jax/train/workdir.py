@@ -1,0 +1,93 @@
+"""Where a run lives: a directory, or a bucket (gs://BUCKET/RUN) with its small files mirrored here.
+
+Checkpoints go to the bucket directly, from every process. What people read (metrics, recipe,
+pictures) is written here and copied there by process 0, because buckets cannot append.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from etils import epath
+
+from crem_jax import distributed
+
+_MIRRORS = Path("~/.cache/crem_jax/runs")
+_PUSH_EVERY = 60.0  # seconds
+_CHECKPOINTS = ("checkpoints", "checkpoints-damaged")
+
+
+class RunDirectory:
+    """One run's place.
+
+    Args:
+      workdir: a directory or gs:// URL. mirror: local directory for the small files of a bucket.
+
+    Attributes:
+      local: directory of the small files. checkpoints: where checkpoints go.
+    """
+
+    def __init__(self, workdir: str | Path, mirror: Path | None = None):
+        self.name = str(workdir)
+        self.remote = epath.Path(self.name) if "://" in self.name or mirror else None
+        slug = self.name.partition("://")[2].strip("/").replace("/", "--")
+        self.local = (mirror or _MIRRORS.expanduser() / slug) if self.remote else Path(workdir)
+        place = self.remote or epath.Path(self.local.absolute())
+        self.checkpoints = place / "checkpoints"
+        self._pushed: dict[Path, float] = {}
+        self._last = time.monotonic()
+
+    @classmethod
+    def open(cls, workdir: str | Path) -> RunDirectory:
+        """The run's place, with the small files of a bucket brought here on process 0."""
+        run = cls(workdir)
+        distributed.on_main(run.pull)
+        return run
+
+    @property
+    def is_local(self) -> bool:
+        return self.remote is None
+
+    def pull(self) -> None:
+        """Brings the small files of a bucket here, in place of any that are."""
+        if self.is_local:
+            return
+        shutil.rmtree(self.local, ignore_errors=True)
+        self.local.mkdir(parents=True)
+        try:
+            self.remote.mkdir(parents=True, exist_ok=True)
+            self._copy_down(self.remote, self.local)
+        except Exception as error:  # the bucket's client has many classes of errors
+            raise OSError(f"--workdir {self.name} cannot be used: {error}") from error
+
+    def push(self, now: bool = True) -> None:
+        """Process 0 copies small files that have changed to the bucket.
+
+        Args:
+          now: or only if the last time was a minute ago.
+        """
+        if self.is_local or not distributed.is_main():
+            return
+        if not now and time.monotonic() - self._last < _PUSH_EVERY:
+            return
+        for path in sorted(p for p in self.local.rglob("*") if p.is_file()):
+            changed = path.stat().st_mtime
+            if self._pushed.get(path) == changed:
+                continue
+            there = self.remote / path.relative_to(self.local).as_posix()
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.write_bytes(path.read_bytes())
+            self._pushed[path] = changed
+        self._last = time.monotonic()
+
+    def _copy_down(self, there: epath.Path, here: Path) -> None:
+        for child in there.iterdir():
+            if child.name in _CHECKPOINTS:
+                continue
+            if child.is_dir():
+                (here / child.name).mkdir()
+                self._copy_down(child, here / child.name)
+            else:
+                (here / child.name).write_bytes(child.read_bytes())
