@@ -1,4 +1,4 @@
-"""Directories of safetensors: read memory-mapped, written sharded, published in one rename."""
+"""Directories of safetensors: read memory-mapped, written piece by piece, published in one rename."""
 
 from __future__ import annotations
 
@@ -6,50 +6,53 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from crem_jax.convert.table import WeightsError
+from crem_jax.lazy import Index, LazyArray
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-"""Types weights are written in. ml_dtypes teaches numpy bfloat16, for reading too."""
+"""Types weights are written in."""
+
+_CODES = {"F32": DTYPES["float32"], "BF16": DTYPES["bfloat16"], "F16": np.dtype(np.float16)}
+"""Types weights are read in, by their names in a file."""
 
 
-class Weights:
-    """The tensors of a model directory; nothing is read before it is asked for.
+class Weights(Mapping[str, LazyArray]):
+    """The tensors of a model directory by name, memory-mapped as they are read.
+
+    A map lives as long as the array read from it, so that reading a model piece by piece takes no
+    more memory than its pieces.
 
     Attributes:
       directory: where they are.
-      shapes: name -> shape of every tensor.
       files: name -> file name.
 
     Raises:
-      WeightsError: there are no safetensors, a shard is missing or damaged, or the index is wrong.
+      WeightsError: there are no safetensors, a shard is missing or damaged, a tensor is of a type
+        that no weights have, or the index is wrong.
     """
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = Path(directory)
-        self.shapes: dict[str, tuple[int, ...]] = {}
         self.files: dict[str, str] = {}
-        self._open: dict[str, safe_open] = {}
+        self._tensors: dict[str, LazyArray] = {}
         index = _read_index(self.directory)
         for file in sorted(set(index.values())) or [SINGLE]:
-            handle = _open(self.directory / file)
-            self._open[file] = handle
-            for name in handle.keys():  # noqa: SIM118 - not a mapping
+            for name, tensor in _mapped(self.directory / file).items():
                 if name in self.files:
                     raise WeightsError(
                         f"{self.directory / file}: {name} is also in {self.files[name]}"
                     )
-                self.files[name] = file
-                self.shapes[name] = tuple(handle.get_slice(name).get_shape())
+                self.files[name], self._tensors[name] = file, tensor
         absent = sorted(name for name, file in index.items() if self.files.get(name) != file)
         if absent:
             raise WeightsError(
@@ -57,73 +60,91 @@ class Weights:
                 + ", ".join(f"{name} in {index[name]}" for name in absent)
             )
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """One tensor in the type it is stored in."""
-        file = self.files[name]
-        try:
-            return self._open[file].get_tensor(name)
-        except (SafetensorError, TypeError, ValueError) as error:
-            raise WeightsError(
-                f"{self.directory / file}: {name} cannot be read: {error}"
-            ) from error
+    def __getitem__(self, name: str) -> LazyArray:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def write_weights(
     directory: str | os.PathLike,
-    tensors: Iterable[tuple[str, np.ndarray]],
-    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, LazyArray],
     *,
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Writes tensors in the given order to one file, or to shards and their index.
 
     Args:
       directory: exists.
-      tensors: (name, array), consumed once; at most one shard of them is held in memory.
-      shapes: name -> shape of the same tensors in the same order, to plan the shards.
+      tensors: read, converted and written piece by piece.
       dtype: "float32" or "bfloat16".
       max_shard_bytes: a shard is larger only if a single tensor is.
+      on_bytes: told how many bytes have just been written.
 
     Returns:
       The names of the weight files.
     """
     if dtype not in DTYPES:
         raise WeightsError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    plan: list[list[str]] = [[]]
+    plan: list[dict[str, LazyArray]] = [{}]
     room = max_shard_bytes
-    for name, shape in shapes.items():
-        size = int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
-        if plan[-1] and size > room:
-            plan.append([])
+    for name, tensor in tensors.items():
+        tensor = tensor.astype(DTYPES[dtype])
+        if plan[-1] and tensor.nbytes > room:
+            plan.append({})
             room = max_shard_bytes
-        plan[-1].append(name)
-        room -= size
+        plan[-1][name] = tensor
+        room -= tensor.nbytes
     count = len(plan)
     files = (
         [SINGLE]
         if count == 1
         else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     )
-    stream = iter(tensors)
-    total = parameters = 0
-    for file, names in zip(files, plan, strict=True):
-        shard: dict[str, np.ndarray] = {}
-        for expected in names:
-            name, array = next(stream)
-            if name != expected or array.shape != tuple(shapes[name]):
-                raise WeightsError(f"{name} {array.shape} comes where {expected} was planned")
-            shard[name] = np.ascontiguousarray(array, DTYPES[dtype])
-            total += shard[name].nbytes
-            parameters += array.size
-        save_file(shard, Path(directory) / file, metadata={"format": "pt"})
+    for file, shard in zip(files, plan, strict=True):
+        _write_shard(Path(directory) / file, shard, on_bytes or (lambda _: None))
     if count > 1:
         index = {
-            "metadata": {"total_parameters": parameters, "total_size": total},
-            "weight_map": {n: file for file, names in zip(files, plan, strict=True) for n in names},
+            "metadata": {
+                "total_parameters": sum(t.size for shard in plan for t in shard.values()),
+                "total_size": sum(t.nbytes for shard in plan for t in shard.values()),
+            },
+            "weight_map": {n: file for file, shard in zip(files, plan, strict=True) for n in shard},
         }
         write_json(Path(directory) / INDEX, index)
     return files
+
+
+def _write_shard(
+    path: Path, tensors: Mapping[str, LazyArray], on_bytes: Callable[[int], None]
+) -> None:
+    """One file, by the format's own description: header length, JSON header, the tensors' bytes.
+
+    The library's writer wants all tensors of a file in memory at once.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        kind = next(code for code, dtype in _CODES.items() if dtype == tensor.dtype)
+        header[name] = {"dtype": kind, "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            for index in tensor.pieces():
+                piece = np.ascontiguousarray(tensor.read(index))
+                file.write(piece.reshape(-1).view(np.uint8).data)
+                on_bytes(piece.nbytes)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: str | os.PathLike, values: Mapping) -> None:
@@ -194,8 +215,28 @@ def _read_index(directory: Path) -> dict[str, str]:
     return index
 
 
-def _open(path: Path) -> safe_open:
+def _mapped(path: Path) -> dict[str, LazyArray]:
+    """The tensors of one file, each mapped anew whenever it is read."""
     try:
-        return safe_open(path, framework="numpy")
+        with safe_open(path, framework="numpy"):
+            pass  # the library checks the header: its length, the types, that no byte is left over
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: is truncated or damaged: {error}") from error
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    foreign = sorted(f"{n} is {h['dtype']}" for n, h in header.items() if h["dtype"] not in _CODES)
+    if foreign:
+        raise WeightsError(f"{path}: {', '.join(foreign)}; expected one of {', '.join(_CODES)}")
+
+    def tensor(entry: Mapping[str, Any]) -> LazyArray:
+        shape, dtype = tuple(entry["shape"]), _CODES[entry["dtype"]]
+        offset = 8 + length + entry["data_offsets"][0]
+
+        def read(index: Index) -> np.ndarray:
+            return np.memmap(path, dtype, "r", offset, shape)[index]
+
+        return LazyArray(shape, dtype, read)
+
+    return {name: tensor(entry) for name, entry in header.items()}

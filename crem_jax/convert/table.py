@@ -12,13 +12,14 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from crem_jax import trees
+from crem_jax import lazy, trees
 from crem_jax.config import ModelConfig
+from crem_jax.lazy import Index, LazyArray
 from crem_jax.model import crem
 
 Shape = tuple[int, ...]
@@ -101,11 +102,11 @@ def _norm(ours: str, theirs: str) -> list[tuple[str, str, Same]]:
     ]
 
 
-HEAD = "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _L, _B = "model.layers.{layer}", "visual.blocks.{layer}"
 
 ROWS: tuple[tuple[str, str, Same], ...] = (
-    ("backbone/embedding", "model.embed_tokens.weight", Same()),
+    ("backbone/embedding", EMBEDDING, Same()),
     ("backbone/head", HEAD, Same()),
     ("backbone/norm/scale", "model.norm.weight", Same()),
     ("backbone/layers/attention_norm/scale", f"{_L}.input_layernorm.weight", Same()),
@@ -160,29 +161,27 @@ def their_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 def from_hf(
     config: ModelConfig,
-    shapes: Mapping[str, Shape],
-    get: Callable[[str], np.ndarray],
+    tensors: Mapping[str, LazyArray],
     *,
     source: str = "the weights",
     locate: Callable[[str], str] | None = None,
 ) -> crem.Params:
-    """Hugging Face tensors as our float32 parameters (numpy).
+    """Hugging Face tensors as our parameters: LazyArrays in the type they are stored in.
 
     Args:
-      shapes: name -> shape of every tensor there is; either key style.
-      get: reads one tensor by its name.
+      tensors: every tensor there is, by name, in either key style.
       source: names the weights in errors; locate: names the file of a tensor in errors.
 
     Raises:
       WeightsError: lists every tensor that is missing, left over, or of a wrong shape.
     """
     names: dict[str, str] = {}
-    for name in shapes:
+    for name in tensors:
         twin = names.setdefault(canonical(name), name)
         if twin != name:
             raise WeightsError(f"{source}: {twin} and {name} are the same tensor; expected one")
     expected = their_shapes(config)
-    got = {short: tuple(shapes[name]) for short, name in names.items()}
+    got = {short: tensors[name].shape for short, name in names.items()}
     tied_head = HEAD in got and HEAD not in expected
     if tied_head:
         del got[HEAD]
@@ -193,35 +192,84 @@ def from_hf(
         where = f"{source} ({', '.join(files)})" if files else source
         raise WeightsError(f"{where}: tensors do not fit config.json; {'; '.join(problems)}")
     if tied_head:
-        _check_tied(source, get(names[HEAD]), get(names["model.embed_tokens.weight"]))
-
-    params: dict[str, np.ndarray] = {}
-    for path, theirs, transform, shape in _expanded(our_shapes(config)):
-        stacked = np.empty((len(theirs), *shape), np.float32)
-        for layer, name in enumerate(theirs):
-            stacked[layer] = transform.to_ours(get(names[name]), shape)
-        params[path] = stacked if "{layer}" in _THEIRS[path] else stacked[0]
+        _check_tied(source, tensors[names[HEAD]], tensors[names[EMBEDDING]])
+    params = {
+        path: _ours([tensors[names[name]] for name in theirs], transform, shape, _is_stacked(path))
+        for path, theirs, transform, shape in _expanded(our_shapes(config))
+    }
     return trees.unflatten(params)
 
 
-def to_hf(config: ModelConfig, params: crem.Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Our parameters as (Hugging Face name, tensor), one at a time.
+def to_hf(config: ModelConfig, params: crem.Params) -> dict[str, LazyArray]:
+    """Our parameters (arrays of any kind) as Hugging Face tensors by name.
 
     Raises:
       WeightsError: the parameters are not those of the config; everything is listed.
     """
-    leaves = trees.flatten(params)
+    leaves = {path: lazy.of(leaf) for path, leaf in trees.flatten(params).items()}
     expected = our_shapes(config)
-    problems = trees.differences({p: np.shape(leaf) for p, leaf in leaves.items()}, expected)
+    problems = trees.differences({path: leaf.shape for path, leaf in leaves.items()}, expected)
     if problems:
         raise WeightsError(f"the parameters do not fit the config; {'; '.join(problems)}")
-    for path, names, transform, _ in _expanded(expected):
-        array = np.asarray(leaves[path])
-        layers: Any = array if "{layer}" in _THEIRS[path] else array[None]
-        for name, layer in zip(names, layers, strict=True):
-            yield name, np.ascontiguousarray(transform.to_theirs(layer))
+    return {
+        name: _theirs(leaves[path], layer if _is_stacked(path) else None, transform, shape)
+        for path, names, transform, shape in _expanded(expected)
+        for layer, name in enumerate(names)
+    }
 
 
+def _ours(parts: list[LazyArray], transform: Same, shape: Shape, stacked: bool) -> LazyArray:
+    """The parameter whose layers are `parts`; their arrays should be views, as of memory maps."""
+    dtype = np.dtype(functools.reduce(jnp.promote_types, (part.dtype for part in parts)))
+
+    def layer(part: LazyArray, index: Index, out: np.ndarray) -> None:
+        copy(transform.to_ours(part[...], shape)[index], out)
+
+    def read(index: Index) -> np.ndarray:
+        out = np.empty([s.stop - s.start for s in index], dtype)
+        if not stacked:
+            layer(parts[0], index, out)
+        for i in range(len(out)) if stacked else ():
+            layer(parts[index[0].start + i], index[1:], out[i])
+        return out
+
+    return LazyArray((len(parts), *shape) if stacked else shape, dtype, read)
+
+
+def _theirs(leaf: LazyArray, layer: int | None, transform: Same, shape: Shape) -> LazyArray:
+    """The tensor of one layer of a parameter (None: the parameter has no layers)."""
+    ahead = () if layer is None else (slice(layer, layer + 1),)
+
+    def read(index: Index) -> np.ndarray:
+        if type(transform) is Same:
+            return leaf[(*ahead, *index)].reshape([s.stop - s.start for s in index])
+        view = transform.to_theirs(leaf[ahead or ...].reshape(shape))[index]
+        return copy(view, np.empty(view.shape, view.dtype))
+
+    return LazyArray(transform.theirs(shape), leaf.dtype, read)
+
+
+def copy(source: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """`out[...] = source`, three times as fast as numpy where `source` is transposed.
+
+    It goes by blocks of the source's rows, which stay in the processor's cache until the last of
+    their columns has been read.
+    """
+    if source.dtype != out.dtype or not source.ndim:
+        out[...] = source
+        return out
+    bits = f"u{source.itemsize}"  # numpy copies bfloat16 value by value, holding the lock
+    source, target = source.view(bits), out.view(bits)
+    axis = int(np.argmax(source.strides))
+    step = max(_CACHE_BYTES // max(source.strides[axis], 1), 1)
+    ahead = (slice(None),) * axis
+    for start in range(0, source.shape[axis], step):
+        block = (*ahead, slice(start, start + step))
+        target[block] = source[block]
+    return out
+
+
+_CACHE_BYTES = 256 << 10
 _THEIRS = {ours: theirs for ours, theirs, _ in ROWS}
 
 
@@ -241,9 +289,13 @@ def _expanded(ours: Mapping[str, Shape]) -> Iterator[tuple[str, list[str], Same,
             yield path, [theirs], transform, shape
 
 
-def _check_tied(source: str, head: np.ndarray, embedding: np.ndarray) -> None:
-    if head.shape != embedding.shape or not np.array_equal(head, embedding):
+def _is_stacked(path: str) -> bool:
+    return "{layer}" in _THEIRS[path]
+
+
+def _check_tied(source: str, head: LazyArray, embedding: LazyArray) -> None:
+    if head.shape != embedding.shape or not lazy.same(head, embedding):
         raise WeightsError(
             f"{source}: config.json ties the head to the embedding, yet {HEAD} differs from "
-            "model.embed_tokens.weight; expected equal tensors or tie_word_embeddings false"
+            f"{EMBEDDING}; expected equal tensors or tie_word_embeddings false"
         )
