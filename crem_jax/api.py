@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from crem_jax.config import ModelConfig
+from crem_jax.config import DTYPES, ModelConfig
 from crem_jax.data.prompt import ContextRow, Prompter, PromptError
 from crem_jax.data.records import Item
 from crem_jax.data.shapes import context_batches, pad_questions
@@ -189,26 +189,22 @@ class Model:
         return self.tokenizer.decode(kept, skip_special_tokens=True)
 
 
-def load(directory: str | Path, step: int | str = "best") -> Model:
+def load(directory: str | Path, step: int | str = "best", dtype: str = "float32") -> Model:
     """Opens a run directory (the best checkpoint unless `step` says "last" or a number) or a
     Hugging Face directory.
+
+    Args:
+      dtype: of the parameters and the arithmetic, "float32" or "bfloat16".
 
     Raises:
       FileNotFoundError, ValueError: it is neither, or is damaged; the message says how.
     """
-    from crem_jax import checkpoint
-    from crem_jax.convert.huggingface import import_hf
+    from crem_jax.model_directory import load_parts
 
-    directory = Path(directory)
-    if (directory / checkpoint.CONFIG_FILE).exists():
-        return Model(*checkpoint.load_model(directory, step))
-    if (directory / "config.json").exists():
-        config, params, tokenizer = import_hf(directory)
-        return Model(config, jax.device_put(params), tokenizer)
-    raise FileNotFoundError(
-        f"{directory} is no model: it has neither {checkpoint.CONFIG_FILE} (a run of `crem train` "
-        "or `crem import`) nor config.json (a Hugging Face directory)"
-    )
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    config, params, tokenizer = load_parts(directory, step, dtype=dtype)
+    return Model(config.replace(dtype=dtype), params, tokenizer)
 
 
 def pool(states: np.ndarray, k: int | None = None) -> np.ndarray:

@@ -10,6 +10,10 @@ STYLES = ("qwen2_vl", "qwen2_5_vl")
 """Backbones that are implemented, by Hugging Face's model type."""
 
 
+DTYPES = ("float32", "bfloat16")
+"""Types of parameters, weights and arithmetic."""
+
+
 class ConfigError(ValueError):
     """A configuration names something this library does not implement, or contradicts itself."""
 
@@ -181,8 +185,8 @@ class ModelConfig:
                 raise ConfigError(
                     f"{field.name} {row} is no row of the {self.text.vocab_size}-row vocabulary"
                 )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"model.dtype {self.dtype!r} is not one of float32, bfloat16")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"model.dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if self.attention not in ("auto", "xla", "splash", "cudnn"):
             raise ConfigError(
                 f"model.attention {self.attention!r} is not one of auto, xla, splash, cudnn"

@@ -7,7 +7,7 @@ reads little more than its own shard.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,20 @@ OnBytes = Callable[[int], None]
 """Told how many bytes of the model have just been dealt with."""
 
 
-def save(path: str | Path, tree: Mapping[str, Any], on_bytes: OnBytes | None = None) -> None:
-    """Writes a tree of LazyArrays as one pytree checkpoint, holding a few pieces at a time.
-
-    Args:
-      path: a directory that does not exist yet; it appears when it is complete.
-    """
-    with ocp.Checkpointer(_handler(on_bytes)) as checkpointer:
-        checkpointer.save(Path(path).absolute(), args=ocp.args.PyTreeSave(tree))
+def handler(on_bytes: OnBytes | None = None) -> ocp.PyTreeCheckpointHandler:
+    """An orbax handler that saves trees of LazyArrays and restores any tree of arrays as such."""
+    registry = type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(on_bytes)))
+    # Weights are noise to a compressor: it would halve the speed to save a tenth of the disk.
+    return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
 
 
 def load(path: str | Path) -> dict[str, Any]:
     """The tree of LazyArrays of a pytree checkpoint; nothing is read but its metadata."""
     path = Path(path).absolute()
-    with ocp.Checkpointer(_handler()) as checkpointer:
+    with ocp.Checkpointer(handler()) as checkpointer:
         stored = checkpointer.metadata(path).item_metadata.tree
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=LazyArray), stored)
         return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=args))
-
-
-def _handler(on_bytes: OnBytes | None = None) -> ocp.PyTreeCheckpointHandler:
-    registry = type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(on_bytes)))
-    # Weights are noise to a compressor: it would halve the speed to save a tenth of the disk.
-    return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
 
 
 class _LazyHandler(type_handlers.NumpyHandler):

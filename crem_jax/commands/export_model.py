@@ -18,39 +18,51 @@ _TOLD = ("steps", "seed", "loss", "optim")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import add_model
+    from crem_jax.commands.options import add_model, add_writing, gigabytes
 
     add_model(parser)
     parser.add_argument("out", metavar="HF_DIR", help="the directory to make")
+    add_writing(parser)
     parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="type of the written weights (default: float32)",
+        "--shard_gb",
+        type=gigabytes,
+        default=5.0,
+        metavar="GB",
+        help="largest weight file, in 10^9 bytes (default 5)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a directory with files")
 
 
 def run(args: argparse.Namespace) -> None:
-    from crem_jax.api import load
-    from crem_jax.commands.output import print_json
-    from crem_jax.convert.huggingface import export_hf
+    import jax
 
-    model = load(args.model, args.step)
+    from crem_jax.commands.output import print_json
+    from crem_jax.commands.progress import bytes_bar
+    from crem_jax.convert.huggingface import export_hf
+    from crem_jax.model_directory import open_parts
+
+    config, params, tokenizer = open_parts(args.model, args.step)
+    if args.dtype:
+        params = jax.tree.map(lambda leaf: leaf.astype(args.dtype), params)
     card = card_facts(Path(args.model))
-    export_hf(
-        model.config,
-        model.params,
-        model.tokenizer,
-        args.out,
-        dtype=args.dtype,
-        card=card,
-        overwrite=args.overwrite,
-    )
+    with bytes_bar("exporting", sum(leaf.nbytes for leaf in jax.tree.leaves(params))) as on_bytes:
+        export_hf(
+            config,
+            params,
+            tokenizer,
+            args.out,
+            dtype=args.dtype,
+            card=card,
+            max_shard_bytes=int(args.shard_gb * 1e9),
+            overwrite=args.overwrite,
+            verify=args.verify,
+            on_bytes=on_bytes,
+        )
+    dtype = str(params["backbone"]["embedding"].dtype)
     if args.json:
-        print_json({"directory": args.out, "dtype": args.dtype, "card": card})
+        print_json({"directory": args.out, "dtype": dtype, "verified": args.verify, "card": card})
         return
-    print(f"{args.out}: exported from {args.model} in {args.dtype}")
+    print(f"{args.out}: exported from {args.model} in {dtype}")
 
 
 def card_facts(directory: Path) -> dict[str, Any]:

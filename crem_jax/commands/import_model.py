@@ -1,21 +1,23 @@
 """Turn a Hugging Face Qwen2-VL or CREM directory into a model directory.
 
-A plain Qwen2-VL gets chorus tokens in spare rows of its vocabulary, ready to be trained.
+A plain Qwen2-VL gets chorus tokens in spare rows of its vocabulary, ready to be trained. Weights
+are read, converted and written piece by piece, so that a model larger than the memory passes
+through; a conversion that is cut short leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 EXAMPLES = """\
   crem import Qwen2-VL-2B-Instruct models/qwen
   crem import Qwen2-VL-2B-Instruct models/qwen --chorus 8
+  crem import Qwen2-VL-7B-Instruct models/qwen-7b --dtype bfloat16 --verify
   crem import exported-crem models/crem"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import whole
+    from crem_jax.commands.options import add_writing, whole
 
     parser.add_argument("source", metavar="HF_DIR", help="a directory with config.json")
     parser.add_argument("out", metavar="OUT", help="the model directory to make")
@@ -26,25 +28,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="chorus tokens for a model without any (default 16); 0 leaves it plain",
     )
+    add_writing(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    out = Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists already; expected a new or empty directory")
+    import jax
 
     from crem_jax.checkpoint import save_model
     from crem_jax.commands.output import print_json
+    from crem_jax.commands.progress import bytes_bar
     from crem_jax.convert.chorus import add_chorus
-    from crem_jax.convert.huggingface import import_hf
+    from crem_jax.convert.huggingface import open_hf
 
-    config, params, tokenizer = import_hf(args.source)
+    config, params, tokenizer = open_hf(args.source)
     had = config.num_chorus
     if args.chorus:
         config, params, tokenizer = add_chorus(config, params, tokenizer, args.chorus)
-    save_model(out, config, params, tokenizer)
+    if args.dtype:
+        params = jax.tree.map(lambda leaf: leaf.astype(args.dtype), params)
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    with bytes_bar("importing", total) as on_bytes:
+        save_model(args.out, config, params, tokenizer, verify=args.verify, on_bytes=on_bytes)
     if args.json:
-        print_json({"model": str(out), "num_chorus": config.num_chorus, "had_chorus": bool(had)})
+        print_json(
+            {
+                "model": args.out,
+                "num_chorus": config.num_chorus,
+                "had_chorus": bool(had),
+                "bytes": total,
+                "verified": args.verify,
+            }
+        )
         return
     if had:
         chorus = f"with its {had} chorus tokens"
@@ -52,4 +66,4 @@ def run(args: argparse.Namespace) -> None:
         chorus = f"with {config.num_chorus} new, untrained chorus tokens"
     else:
         chorus = "without chorus tokens: it tells and cannot find"
-    print(f"{out}: imported from {args.source} {chorus}")
+    print(f"{args.out}: imported from {args.source} {chorus}")

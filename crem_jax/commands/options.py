@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from crem_jax.config import DTYPES
+
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL and --step."""
@@ -14,6 +16,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default="best",
         metavar="best|last|N",
         help="which checkpoint of a run (default: best)",
+    )
+
+
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """--dtype and --verify of the verbs that write weights."""
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="type of the written weights (default: as they are stored)",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="read everything back and compare, bit by bit"
     )
 
 
@@ -38,6 +52,14 @@ def whole(text: str) -> int:
     if text.isdecimal():
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+
+
+def gigabytes(text: str) -> float:
+    """A finite number above 0."""
+    value = _number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def temperature(text: str) -> float:

@@ -8,11 +8,15 @@ import dataclasses
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from crem_jax import lazy
 from crem_jax.config import ConfigError, ModelConfig
+from crem_jax.lazy import Index, LazyArray
 from crem_jax.model.crem import Params
 
 GROWTH = 128
 """A vocabulary that is too small grows to a multiple of this, which suits every accelerator."""
+
+_ROWS = 4096
 
 
 def chorus_tokens(num_chorus: int) -> list[str]:
@@ -36,7 +40,7 @@ def add_chorus(
     never predicted.
 
     Returns:
-      New objects; the arguments stay as they were.
+      New objects; the arguments stay as they were. What was lazy stays lazy.
 
     Raises:
       ConfigError: the tokenizer knows the tokens by rows that are not consecutive, or is larger
@@ -66,19 +70,48 @@ def add_chorus(
     for table in ("embedding", "head"):
         if table not in backbone:
             continue
-        old = np.asarray(backbone[table], np.float32)
-        used = old[:first]
-        mean = used.mean(axis=0)
-        new = np.tile(mean, (size, 1))
-        new[: len(old)] = old
-        new[first : first + num_chorus] = mean
+        old = lazy.of(backbone[table])
+        mean, deviation = _statistics(old, first)
+        rows = np.tile(mean, (num_chorus, 1))
         if table == "embedding":
-            noise = rng.standard_normal((num_chorus, old.shape[1])).astype(np.float32)
-            new[first : first + num_chorus] += 0.5 * used.std(axis=0) * noise
-        backbone[table] = new
+            rows += 0.5 * deviation * rng.standard_normal(rows.shape)
+        new = _with_rows(old, first, rows, size, mean)
+        backbone[table] = new if isinstance(backbone[table], LazyArray) else np.asarray(new)
     config = config.replace(
         text=dataclasses.replace(config.text, vocab_size=size),
         num_chorus=num_chorus,
         first_chorus_id=first,
     )
     return config, {**params, "backbone": backbone}, tokenizer
+
+
+def _statistics(table: LazyArray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column over the first `count` rows, float64 [D]."""
+    total = squares = np.zeros(())
+    for start in range(0, count, _ROWS):
+        block = table[start : min(start + _ROWS, count)].astype(np.float64)
+        total, squares = total + block.sum(axis=0), squares + np.square(block).sum(axis=0)
+    mean = total / count
+    return mean, np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+
+
+def _with_rows(
+    old: LazyArray, start: int, rows: np.ndarray, size: int, filler: np.ndarray
+) -> LazyArray:
+    """`old` with `rows` from `start` on, made `size` rows long with `filler`."""
+
+    def read(index: Index) -> np.ndarray:
+        span, columns = index
+        out = np.empty((span.stop - span.start, columns.stop - columns.start), old.dtype)
+        kept = max(min(span.stop, old.shape[0]) - span.start, 0)
+        if kept:
+            out[:kept] = old.read((slice(span.start, span.start + kept), columns))
+        out[kept:] = filler[columns]
+        first, last = max(span.start, start), min(span.stop, start + len(rows))
+        if first < last:
+            out[first - span.start : last - span.start] = rows[
+                first - start : last - start, columns
+            ]
+        return out
+
+    return LazyArray((size, old.shape[1]), old.dtype, read)

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from crem_jax import lazy
 from crem_jax.config import ModelConfig, VisionConfig
 from crem_jax.convert import config_json, table
 from crem_jax.convert.card import model_card
-from crem_jax.convert.safetensors_io import Weights, atomic_directory, write_json, write_weights
+from crem_jax.convert.safetensors_io import (
+    DTYPES,
+    Weights,
+    atomic_directory,
+    write_json,
+    write_weights,
+)
 from crem_jax.convert.sentence_transformers import write_sentence_transformers
 from crem_jax.convert.table import WeightsError
 from crem_jax.data.chat_template import chat_template
-from crem_jax.model.crem import Params
+from crem_jax.lazy import LazyArray
+from crem_jax.model import crem
 
 
-def import_hf(
+def open_hf(
     directory: str | os.PathLike,
-) -> tuple[ModelConfig, Params, PreTrainedTokenizerFast]:
-    """Reads a Qwen2-VL or CREM model.
+) -> tuple[ModelConfig, crem.Params, PreTrainedTokenizerFast]:
+    """A model on disk.
 
     Returns:
-      The config, float32 parameters (numpy), and the tokenizer.
+      The config, the parameters as LazyArrays in the type they are stored in, and the tokenizer.
 
     Raises:
       WeightsError: a file is missing or damaged, or the tensors do not fit the config.
@@ -39,14 +47,28 @@ def import_hf(
         _read_json(directory / "preprocessor_config.json", required=False),
     )
     weights = Weights(directory)
-    params = table.from_hf(
-        config,
-        weights.shapes,
-        weights.__getitem__,
-        source=str(directory),
-        locate=weights.files.__getitem__,
-    )
+    params = table.from_hf(config, weights, source=str(directory), locate=weights.files.__getitem__)
     return config, params, read_tokenizer(directory)
+
+
+def import_hf(
+    directory: str | os.PathLike, *, dtype: str = "float32", shardings: Any = None
+) -> tuple[ModelConfig, crem.Params, PreTrainedTokenizerFast]:
+    """A model in memory.
+
+    Args:
+      dtype: of the parameters.
+      shardings: of the parameters on a device mesh (see `mesh.param_shardings`); each process reads
+        its own shards alone. None gives numpy arrays.
+
+    Returns:
+      The config, the parameters, and the tokenizer.
+
+    Raises:
+      As `open_hf`.
+    """
+    config, params, tokenizer = open_hf(directory)
+    return config, lazy.materialise(params, DTYPES[dtype], shardings), tokenizer
 
 
 def read_tokenizer(directory: str | os.PathLike) -> PreTrainedTokenizerFast:
@@ -66,36 +88,41 @@ def read_tokenizer(directory: str | os.PathLike) -> PreTrainedTokenizerFast:
 
 def export_hf(
     config: ModelConfig,
-    params: Params,
+    params: crem.Params,
     tokenizer: PreTrainedTokenizerFast,
     directory: str | os.PathLike,
     *,
-    dtype: str = "float32",
+    dtype: str | None = None,
     card: Mapping[str, Any] | None = None,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
+    verify: bool = False,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> None:
     """Writes a model that plain transformers opens, all at once or not at all.
 
     Args:
-      params: any tree of array-likes that fits the config.
-      dtype: type of the written weights, "float32" or "bfloat16".
+      params: a tree of arrays of any kind (numpy, JAX, lazy) that fits the config.
+      dtype: type of the written weights, "float32" or "bfloat16"; None is that of the embedding.
       card: facts for the model card, see `model_card`.
       overwrite: replace a directory that has files in it.
+      verify: read everything back and compare before the directory appears.
+      on_bytes: told how many bytes of weights have just been written.
 
     Raises:
-      WeightsError: the parameters do not fit the config, or the directory is not empty.
+      WeightsError: the parameters do not fit the config, the directory is not empty, or what is
+        read back differs.
     """
-    config = config.replace(dtype=dtype) if dtype in ("float32", "bfloat16") else config
-    shapes = table.their_shapes(config)
+    tensors = table.to_hf(config, params)
+    dtype = dtype or str(tensors[table.EMBEDDING].dtype)
+    config = config.replace(dtype=dtype) if dtype in DTYPES else config
     with atomic_directory(directory, overwrite=overwrite) as partial:
         write_weights(
-            partial,
-            table.to_hf(config, params),
-            shapes,
-            dtype=dtype,
-            max_shard_bytes=max_shard_bytes,
+            partial, tensors, dtype=dtype, max_shard_bytes=max_shard_bytes, on_bytes=on_bytes
         )
+        if verify:
+            wanted = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tensors.items()}
+            check_same_bits(Weights(partial), wanted, source=str(directory))
         tokenizer.save_pretrained(str(partial))
         template = tokenizer.chat_template
         if config.num_chorus or not template:
@@ -107,6 +134,19 @@ def export_hf(
         if config.num_chorus:
             write_sentence_transformers(partial, config, tokenizer)
         write_json(partial / "config.json", config_json.to_hf(config))
+
+
+def check_same_bits(
+    got: Mapping[str, LazyArray], wanted: Mapping[str, LazyArray], *, source: str
+) -> None:
+    """Reads two sets of arrays of the same names and compares them.
+
+    Raises:
+      WeightsError: names the arrays of `source` that differ.
+    """
+    differing = [name for name in wanted if not lazy.same(got[name], wanted[name])]
+    if differing:
+        raise WeightsError(f"{source}: read back, {', '.join(differing)} differ from the source")
 
 
 def generation_config(config: ModelConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Directories of safetensors: read memory-mapped, written piece by piece, published in one rename."""
+"""Directories of safetensors: read memory-mapped, written by pieces, published in one rename."""
 
 from __future__ import annotations
 
@@ -22,8 +22,21 @@ INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 """Types weights are written in."""
 
-_CODES = {"F32": DTYPES["float32"], "BF16": DTYPES["bfloat16"], "F16": np.dtype(np.float16)}
-"""Types weights are read in, by their names in a file."""
+_CODES = {
+    "F64": np.dtype(np.float64),
+    "F32": DTYPES["float32"],
+    "F16": np.dtype(np.float16),
+    "BF16": DTYPES["bfloat16"],
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+"""numpy's types by their names in a file."""
 
 
 class Weights(Mapping[str, LazyArray]):
@@ -38,7 +51,7 @@ class Weights(Mapping[str, LazyArray]):
 
     Raises:
       WeightsError: there are no safetensors, a shard is missing or damaged, a tensor is of a type
-        that no weights have, or the index is wrong.
+        that numpy lacks, or the index is wrong.
     """
 
     def __init__(self, directory: str | os.PathLike):

@@ -8,9 +8,7 @@ what is left over is an error that lists it all.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping
 
 import jax.numpy as jnp
@@ -19,73 +17,13 @@ from flax import linen as nn
 
 from crem_jax import lazy, trees
 from crem_jax.config import ModelConfig
+from crem_jax.convert.transforms import Flat, Linear, Patch, Same, Shape, copy
 from crem_jax.lazy import Index, LazyArray
 from crem_jax.model import crem
-
-Shape = tuple[int, ...]
 
 
 class WeightsError(ValueError):
     """Weights cannot be read or do not fit; the message names the file and the tensors."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Same:
-    """The same array on both sides."""
-
-    def theirs(self, ours: Shape) -> Shape:
-        return ours
-
-    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
-        return array
-
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        return array
-
-
-@dataclasses.dataclass(frozen=True)
-class Flat(Same):
-    """Our several axes are one axis there: biases [heads, H] are [heads * H]."""
-
-    def theirs(self, ours: Shape) -> Shape:
-        return (math.prod(ours),)
-
-    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
-        return array.reshape(ours)
-
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        return array.reshape(self.theirs(array.shape))
-
-
-@dataclasses.dataclass(frozen=True)
-class Linear(Same):
-    """Our kernel [*in, *out], of which `contract` axes are inputs, is [out, in] there."""
-
-    contract: int = 1
-
-    def theirs(self, ours: Shape) -> Shape:
-        return math.prod(ours[self.contract :]), math.prod(ours[: self.contract])
-
-    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
-        return array.T.reshape(ours)
-
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        return array.reshape(self.theirs(array.shape)[::-1]).T
-
-
-@dataclasses.dataclass(frozen=True)
-class Patch(Same):
-    """Our patch kernel [C, t, p * p, E] is a convolution [E, C, t, p, p] there."""
-
-    def theirs(self, ours: Shape) -> Shape:
-        channels, time, pixels, features = ours
-        return features, channels, time, math.isqrt(pixels), math.isqrt(pixels)
-
-    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
-        return np.moveaxis(array, 0, -1).reshape(ours)
-
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        return np.moveaxis(array, -1, 0).reshape(self.theirs(array.shape))
 
 
 def _pair(ours: str, theirs: str, contract: int = 1) -> list[tuple[str, str, Same]]:
@@ -166,14 +104,16 @@ def from_hf(
     source: str = "the weights",
     locate: Callable[[str], str] | None = None,
 ) -> crem.Params:
-    """Hugging Face tensors as our parameters: LazyArrays in the type they are stored in.
+    """Hugging Face tensors as our parameters: LazyArrays in the type they are stored in, float16
+    as float32.
 
     Args:
       tensors: every tensor there is, by name, in either key style.
       source: names the weights in errors; locate: names the file of a tensor in errors.
 
     Raises:
-      WeightsError: lists every tensor that is missing, left over, or of a wrong shape.
+      WeightsError: lists every tensor that is missing, left over, of a wrong shape, or of a type that
+        is none of float32, bfloat16 and float16.
     """
     names: dict[str, str] = {}
     for name in tensors:
@@ -191,6 +131,13 @@ def from_hf(
         files = sorted({locate(names[n]) for n in wrong}) if locate else []
         where = f"{source} ({', '.join(files)})" if files else source
         raise WeightsError(f"{where}: tensors do not fit config.json; {'; '.join(problems)}")
+    foreign = [
+        f"{name} is {tensors[names[name]].dtype}"
+        for name in expected
+        if tensors[names[name]].dtype not in _READABLE
+    ]
+    if foreign:
+        raise WeightsError(f"{source}: {', '.join(foreign)}; expected float32, bfloat16 or float16")
     if tied_head:
         _check_tied(source, tensors[names[HEAD]], tensors[names[EMBEDDING]])
     params = {
@@ -220,7 +167,8 @@ def to_hf(config: ModelConfig, params: crem.Params) -> dict[str, LazyArray]:
 
 def _ours(parts: list[LazyArray], transform: Same, shape: Shape, stacked: bool) -> LazyArray:
     """The parameter whose layers are `parts`; their arrays should be views, as of memory maps."""
-    dtype = np.dtype(functools.reduce(jnp.promote_types, (part.dtype for part in parts)))
+    types = (part.dtype for part in parts)
+    dtype = np.dtype(functools.reduce(jnp.promote_types, types, jnp.bfloat16))
 
     def layer(part: LazyArray, index: Index, out: np.ndarray) -> None:
         copy(transform.to_ours(part[...], shape)[index], out)
@@ -249,27 +197,7 @@ def _theirs(leaf: LazyArray, layer: int | None, transform: Same, shape: Shape) -
     return LazyArray(transform.theirs(shape), leaf.dtype, read)
 
 
-def copy(source: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """`out[...] = source`, three times as fast as numpy where `source` is transposed.
-
-    It goes by blocks of the source's rows, which stay in the processor's cache until the last of
-    their columns has been read.
-    """
-    if source.dtype != out.dtype or not source.ndim:
-        out[...] = source
-        return out
-    bits = f"u{source.itemsize}"  # numpy copies bfloat16 value by value, holding the lock
-    source, target = source.view(bits), out.view(bits)
-    axis = int(np.argmax(source.strides))
-    step = max(_CACHE_BYTES // max(source.strides[axis], 1), 1)
-    ahead = (slice(None),) * axis
-    for start in range(0, source.shape[axis], step):
-        block = (*ahead, slice(start, start + step))
-        target[block] = source[block]
-    return out
-
-
-_CACHE_BYTES = 256 << 10
+_READABLE = tuple(np.dtype(t) for t in (np.float32, jnp.bfloat16, np.float16))
 _THEIRS = {ours: theirs for ours, theirs, _ in ROWS}
 
 

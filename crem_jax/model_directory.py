@@ -1,0 +1,58 @@
+"""Model directories of either kind: what `crem train` or `crem import` made, or Hugging Face's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from crem_jax import checkpoint
+from crem_jax.config import ModelConfig
+from crem_jax.convert.huggingface import import_hf, open_hf
+from crem_jax.model import crem
+
+Parts = tuple[ModelConfig, crem.Params, Any]
+"""Config, parameters, tokenizer."""
+
+
+def load_parts(
+    directory: str | Path,
+    step: int | str = "best",
+    *,
+    dtype: str = "float32",
+    shardings: crem.Params | None = None,
+) -> Parts:
+    """A model in memory.
+
+    Args:
+      step: of a run: "best", "last" or a number.
+      dtype: of the parameters.
+      shardings: of the parameters on a device mesh (a tree as `mesh.param_shardings` gives), each
+        process reading its own shards alone; None puts them on the first device.
+
+    Raises:
+      FileNotFoundError, ValueError: it is no model directory, or is damaged; the message says how.
+    """
+    if _is_run(directory):
+        return checkpoint.load_model(directory, step, dtype=dtype, shardings=shardings)
+    config, params, tokenizer = import_hf(directory, dtype=dtype, shardings=shardings)
+    return config, params if shardings is not None else jax.device_put(params), tokenizer
+
+
+def open_parts(directory: str | Path, step: int | str = "best") -> Parts:
+    """As `load_parts`, the parameters as LazyArrays in the type they are stored in."""
+    if _is_run(directory):
+        return checkpoint.open_model(directory, step)
+    return open_hf(directory)
+
+
+def _is_run(directory: str | Path) -> bool:
+    if (Path(directory) / checkpoint.CONFIG_FILE).exists():
+        return True
+    if (Path(directory) / "config.json").exists():
+        return False
+    raise FileNotFoundError(
+        f"{directory} is no model: it has neither {checkpoint.CONFIG_FILE} (a run of `crem train` "
+        "or `crem import`) nor config.json (a Hugging Face directory)"
+    )
