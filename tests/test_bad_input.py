@@ -210,7 +210,7 @@ def test_what_is_no_model_says_so(refuses, picture, tmp_path, tiny_model_dir):
     refuses(["import", nowhere, tmp_path / "out"], f"{nowhere}: has no config.json")
     refuses(["eval", nowhere], f"{nowhere} is no model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    refuses(["tell", tmp_path, picture], "model_type 'bert' is not 'qwen2_vl'")
+    refuses(["tell", tmp_path, picture], "model_type 'bert' is not one of qwen2_vl")
     refuses(["export", tiny_model_dir, tmp_path / "x", "--step", 7], "no checkpoint of step 7")
 
 

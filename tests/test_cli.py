@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from cli_runner import crem
@@ -172,17 +173,20 @@ def test_export_and_import_give_the_model_back_with_a_card_of_its_run(
     card = (hf / "README.md").read_text()
     for fact in ("| scene_p1 | 0.875 |", "steps: 12", "optim: lr 0.5", "birds: split train; 3 rec"):
         assert fact in card
-    assert crem(capsys, "import", hf, back, "--json").json == {
+    said = crem(capsys, "import", hf, back, "--verify", "--json").json
+    assert said.pop("bytes") == sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    assert said == {
         "model": str(back),
         "num_chorus": 4,
         "had_chorus": True,
+        "verified": True,
     }
     loaded = crem_jax.load(back)
     assert loaded.config == model.config
     for path, leaf in trees.flatten(model.params).items():
         np.testing.assert_array_equal(trees.flatten(loaded.params)[path], leaf)
     again = crem(capsys, "import", hf, back)
-    assert again.code == 2 and f"{back} exists already" in again.err
+    assert again.code == 2 and f"{back}: already has files" in again.err
     full = crem(capsys, "export", back, hf, "--dtype", "bfloat16")
     assert full.code == 2 and "already has files in it" in full.err
     assert crem(capsys, "export", back, hf, "--dtype", "bfloat16", "--overwrite").code == 0

@@ -112,8 +112,8 @@ def from_hf(
       source: names the weights in errors; locate: names the file of a tensor in errors.
 
     Raises:
-      WeightsError: lists every tensor that is missing, left over, of a wrong shape, or of a type that
-        is none of float32, bfloat16 and float16.
+      WeightsError: lists every tensor that is missing, left over, of a wrong shape, or of a type
+        that is none of float32, bfloat16 and float16.
     """
     names: dict[str, str] = {}
     for name in tensors:
