@@ -1,8 +1,4 @@
-"""Checkpoints of a run, by orbax: RUN/checkpoints/N/{params, optimizer}.
-
-The data stream is a pure function of the step, so that N alone says where it goes on, with any
-number of processes and workers.
-"""
+"""Checkpoints of a run, by orbax: RUN/checkpoints/N/{params, optimizer, data}."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -47,7 +44,13 @@ class Checkpointer:
             ),
         )
 
-    def save(self, step: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        stream: grain.DatasetIterator,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
         """Starts a save; returns when the state has been copied to the host.
 
         Raises:
@@ -56,6 +59,7 @@ class Checkpointer:
         items = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave(_flat(state)),
+            "data": grain.checkpoint.CheckpointSave(stream),
         }
         scored = {"score": metrics[self.metric]} if metrics and self.metric else None
         with self._writing():
@@ -67,13 +71,19 @@ class Checkpointer:
         most = KEPT + bool(self.metric) + 1
         return size * max(most - len(self.manager.all_steps()), 1)
 
-    def restore(self, state: TrainState) -> tuple[TrainState, int] | None:
-        """The newest checkpoint that is whole and its step, or None if there is none at all.
+    def restore(
+        self, state: TrainState, stream: grain.DatasetIterator
+    ) -> tuple[TrainState, int, bool] | None:
+        """The newest checkpoint that is whole, or None if there is none at all.
 
         Damaged ones that are newer are moved to RUN/checkpoints-damaged, with a notice.
 
         Args:
           state: ShapeDtypeStructs with the shardings wanted; those it was saved with may differ.
+          stream: is moved to where the checkpoint left it, if as many processes saved it.
+
+        Returns:
+          The state, its step, and whether the stream was moved there too.
 
         Raises:
           ValueError: there are checkpoints, and all are damaged.
@@ -82,19 +92,19 @@ class Checkpointer:
         for step in sorted(self.manager.all_steps(), reverse=True):
             restored, reason = None, ""
             try:
-                restored = self._restore(step, state)
+                restored = self._restore(step, state, stream)
             except Exception as error:  # orbax and tensorstore have no common class for bad data
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
             if distributed.all_agree(restored is not None):
                 self._set_aside(damaged, step)
-                return restored, step
+                return restored[0], step, restored[1]
             damaged[step] = reason or "another process cannot read it"
         if damaged:
             listed = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise ValueError(f"every checkpoint in {self.directory} is damaged: {listed}")
         return None
 
-    def _restore(self, step: int, state: TrainState) -> TrainState:
+    def _restore(self, step: int, state: TrainState, stream: Any) -> tuple[TrainState, bool]:
         """Reads item by item, without the manager's barriers: one process alone may fail here."""
         where = self.directory / str(step)
         arrays = ocp.StandardCheckpointHandler()
@@ -102,7 +112,12 @@ class Checkpointer:
         optimizer = arrays.restore(where / "optimizer", args=ocp.args.StandardRestore(_flat(state)))
         leaves = [optimizer[f"{i:04d}"] for i in range(len(optimizer) - 1)]
         opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
-        return TrainState(optimizer["step"], params, opt_state)
+        fitting = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+        moved = (where / "data" / fitting).exists()
+        if moved:
+            position = grain.checkpoint.CheckpointRestore(stream)
+            grain.checkpoint.CheckpointHandler().restore(where / "data", args=position)
+        return TrainState(optimizer["step"], params, opt_state), moved
 
     def _set_aside(self, damaged: dict[int, str], whole: int) -> None:
         if not damaged:

@@ -70,22 +70,22 @@ def train(
     abstract = layout.abstract_state(parts, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
-    # --------------------------------------------------------------- State
+    # ---------------------------------------------------- State and input
     if run.is_local:
         check_workdir(run.local)
     best_metric = config.get("best_metric") if evaluate else None
     checkpointer = Checkpointer(run.checkpoints, best_metric)
     if run.is_local:
         check_room(run.local, checkpointer.bytes_needed(abstract))
-    restored = checkpointer.restore(abstract)
+    stream = parts.stream.iterate(config.steps)
+    restored = checkpointer.restore(abstract, stream)
     if restored is None:
         fresh = jax.jit(functools.partial(layout.fresh_state, parts), out_shardings=shardings)
         state, first = fresh(jax.random.key(config.seed)), 0
     else:
-        state, first = restored
-
-    # --------------------------------------------------------------- Input
-    stream = parts.stream.iterate(config.steps, first)
+        state, first, moved = restored
+        if not moved:  # another number of processes: the examples seen say where to go on
+            stream = parts.stream.iterate(config.steps, first)
     samples = sum(parts.stream.spec.records.values())
 
     # --------------------------------------------------------- Update step
@@ -143,7 +143,7 @@ def train(
                 meter.restart()
 
             if step % save_every == 0 or (scores and best_metric) or last or stop:
-                checkpointer.save(step, state, scores or None)
+                checkpointer.save(step, state, stream, scores or None)
                 run.push()
                 meter.restart()
     checkpointer.close()
