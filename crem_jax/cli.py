@@ -19,6 +19,7 @@ VERBS = {
     "eval": ("evaluate", "measure how well a model finds and tells"),
     "find": ("find", "rank a folder of pictures by words, by a picture, or both"),
     "tell": ("tell", "ask about a picture"),
+    "prepare": ("prepare", "write training data as a sharded tfds data set"),
     "import": ("import_model", "turn a Hugging Face directory into a model directory"),
     "export": ("export_model", "turn a model into a Hugging Face directory"),
 }

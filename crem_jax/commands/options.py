@@ -78,6 +78,14 @@ def share(text: str) -> float:
     return value
 
 
+def part(text: str) -> float:
+    """A number in [0, 1]."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

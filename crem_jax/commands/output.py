@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 _PIPED_WIDTH = 240
@@ -30,3 +31,42 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+
+
+@contextlib.contextmanager
+def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr; yields a function that is told how many more are done.
+
+    Without a terminal it prints a line for every tenth.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task, done, told = bar.add_task(what, total=total), 0, 0
+
+        def count(more: int) -> None:
+            nonlocal done, told
+            done += more
+            bar.advance(task, more)
+            if not console.is_terminal and 10 * done // max(total, 1) > told:
+                told = 10 * done // max(total, 1)
+                console.print(f"{what} {done}/{total}", highlight=False, soft_wrap=True)
+
+        yield count

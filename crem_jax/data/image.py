@@ -189,7 +189,9 @@ def _open_encoded(picture: str | os.PathLike | bytes, name: str) -> Image.Image:
             raise PictureError(f"{name}: is a folder, not a picture")
         if not os.path.exists(source):
             raise PictureError(f"{name}: does not exist")
-        if os.path.isfile(source) and os.path.getsize(source) == 0:
+        if not os.path.isfile(source):  # to open a pipe would wait for ever
+            raise PictureError(f"{name}: is no regular file")
+        if os.path.getsize(source) == 0:
             raise PictureError(f"{name}: is empty")
     with _decoding(name):
         return Image.open(source)

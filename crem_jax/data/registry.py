@@ -15,6 +15,7 @@ from crem_jax.data.sources.mmeb import Mmeb
 from crem_jax.data.sources.scenes import Scenes
 from crem_jax.data.sources.selected import select
 from crem_jax.data.sources.sharegpt import ShareGpt
+from crem_jax.data.sources.tfds_source import TfdsRecords
 
 SOURCES: Mapping[str, Callable[..., Source]] = {
     "emoji": EmojiPictures,
@@ -23,6 +24,7 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "mmeb": Mmeb,
     "scenes": Scenes,
     "sharegpt": ShareGpt,
+    "tfds": TfdsRecords,
 }
 _SELECTION = ("index", "limit", "limit_seed")
 

@@ -1,0 +1,106 @@
+"""How `crem prepare` stores records: flat features that tfds reads without TensorFlow.
+
+A record's items are its query, its positives, then its negatives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crem_jax.data.records import Item, Record, RecordError
+
+LAYOUT = {
+    "id": "names the record",
+    "source": "the data set it came from",
+    "texts": "of each item; empty where it has none",
+    "hashes": "of each item: its content hash, 64 bits, signed",
+    "picture_counts": "of each item: how many of the pictures are its own",
+    "pictures": "of all items in order: encoded files",
+    "positives": "how many of the items after the query are positives; the rest are negatives",
+    "turns": "question, answer, question, answer, …",
+}
+"""feature: what it holds."""
+
+
+def layout_features() -> Any:
+    """The tfds FeaturesDict of LAYOUT."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    many = tfds.features.Sequence
+    encoded = tfds.features.Tensor(shape=(), dtype=np.object_)
+    kinds = {
+        "id": tfds.features.Text(),
+        "source": tfds.features.Text(),
+        "texts": many(tfds.features.Text()),
+        "hashes": many(np.int64),
+        "picture_counts": many(np.int64),
+        "pictures": many(encoded),
+        "positives": np.int64,
+        "turns": many(tfds.features.Text()),
+    }
+    return tfds.features.FeaturesDict({name: kinds[name] for name in LAYOUT})
+
+
+def encode_record(record: Record) -> bytes:
+    """A record whose pictures are all encoded bytes, as a serialised tf.train.Example.
+
+    The same record gives the same bytes in every process: a protobuf map is otherwise written in an
+    order that differs from process to process.
+    """
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    items = [record.query, *record.positives, *record.negatives]
+    hashes = [item.content_hash() for item in items]
+    texts = {
+        "id": [record.id],
+        "source": [record.source],
+        "texts": [item.text for item in items],
+        "turns": [part for turn in record.turns for part in turn],
+    }
+    for name, values in texts.items():
+        feature[name].bytes_list.value.extend(value.encode() for value in values)
+    feature["pictures"].bytes_list.value.extend(p for item in items for p in item.images)
+    signed = [value - (1 << 64) if value >> 63 else value for value in hashes]
+    feature["hashes"].int64_list.value.extend(signed)
+    feature["picture_counts"].int64_list.value.extend(len(item.images) for item in items)
+    feature["positives"].int64_list.value.append(len(record.positives))
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_record(data: bytes, where: str) -> Record:
+    """Inverse of `encode_record`; the items know their hashes.
+
+    Raises:
+      RecordError: the example is damaged.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        feature = tf_example_pb2.Example.FromString(data).features.feature
+        raw = {name: list(feature[name].bytes_list.value) for name in LAYOUT}
+        numbers = {name: list(feature[name].int64_list.value) for name in LAYOUT}
+        texts = [text.decode() for text in raw["texts"]]
+        turns = [part.decode() for part in raw["turns"]]
+        (name,), (source,) = raw["id"], raw["source"]
+        items, first = [], 0
+        for text, count, content in zip(
+            texts, numbers["picture_counts"], numbers["hashes"], strict=True
+        ):
+            images = tuple(raw["pictures"][first : first + count])
+            items.append(Item(text, images, content % (1 << 64)))
+            first += count
+        (positives,) = numbers["positives"]
+        return Record(
+            id=name.decode(),
+            query=items[0],
+            positives=tuple(items[1 : 1 + positives]),
+            negatives=tuple(items[1 + positives :]),
+            turns=tuple(zip(turns[::2], turns[1::2], strict=True)),
+            source=source.decode(),
+        )
+    except (DecodeError, ValueError, IndexError) as error:
+        raise RecordError(f"{where}: is damaged: {error}") from error
