@@ -150,7 +150,9 @@ class FeatureMap:
         for length in range(len(parts), 0, -1):
             if "/".join(parts[:length]) in self._features:
                 return "/".join(parts[:length])
-        raise ValueError(f"there is no feature {name!r}; there are {', '.join(self._features)}")
+        raise ValueError(
+            f"there is no feature {name!r}; there are {', '.join(sorted(self._features))}"
+        )
 
     def _inner(self, name: str) -> list[str]:
         top = self._top(name)

@@ -44,7 +44,7 @@ class TfdsRecords(FileSource):
         if mapped is None and set(info.features) != set(LAYOUT):
             raise ValueError(
                 f"{self._path} needs `features`, which say what of a record is in which of its "
-                f"features: {', '.join(info.features)}"
+                f"features: {', '.join(sorted(info.features))}"
             )
         if split.split("[")[0] not in info.splits:
             raise ValueError(
