@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from crem_jax.config import DTYPES, ModelConfig
-from crem_jax.data.prompt import ContextRow, Prompter, PromptError
+from crem_jax.data.prompt import Prompter
 from crem_jax.data.records import Item
+from crem_jax.data.rows import ContextRow, PromptError
 from crem_jax.data.shapes import context_batches, pad_questions
 from crem_jax.distributed import to_host
 from crem_jax.generate import decoding

@@ -22,7 +22,7 @@ from transformers import (
 
 from crem_jax.config import ModelConfig
 from crem_jax.convert.huggingface import import_hf
-from crem_jax.data.prompt import pad_contexts, pad_targets
+from crem_jax.data.rows import pad_contexts, pad_targets
 from crem_jax.model import crem
 from crem_jax.model.crem import Crem
 from crem_jax.types import CONTEXT, PAD, TARGET, Context, Memory, Target

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from crem_jax.data.prompt import ContextRow, TargetRow
+from crem_jax.data.rows import ContextRow, TargetRow
 from crem_jax.types import CHORUS, CONTEXT, PAD, TARGET, Patches
 
 END, IM_START, IM_END, VISION_START, VISION_END, IMAGE, VIDEO = range(256, 263)

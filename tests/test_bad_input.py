@@ -20,7 +20,7 @@ import crem_jax
 from crem_jax.cli import main
 from crem_jax.convert.huggingface import export_hf
 from crem_jax.data.image import PictureError
-from crem_jax.data.prompt import PromptError
+from crem_jax.data.rows import PromptError
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "emoji.py")
 NORM = "model.norm.weight"

@@ -24,8 +24,9 @@ from crem_jax.convert.card import model_card
 from crem_jax.convert.chorus import add_chorus, chorus_tokens
 from crem_jax.convert.huggingface import export_hf, import_hf
 from crem_jax.convert.safetensors_io import INDEX, SINGLE, Weights
-from crem_jax.data.prompt import Prompter, TargetRow, pad_contexts, pad_targets
+from crem_jax.data.prompt import Prompter
 from crem_jax.data.records import Item
+from crem_jax.data.rows import TargetRow, pad_contexts, pad_targets
 
 TEXT = "the tiger, 3 of them!\nétoile <|im_end|>  "
 

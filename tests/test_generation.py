@@ -14,7 +14,7 @@ import samples
 import torch
 
 from crem_jax.api import Model
-from crem_jax.data.prompt import pad_contexts
+from crem_jax.data.rows import pad_contexts
 from crem_jax.generate import decoding
 from crem_jax.generate.decoding import Sampling
 from crem_jax.generate.sampling import next_token

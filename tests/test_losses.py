@@ -9,9 +9,8 @@ import pytest
 import torch
 import toy
 
-from crem_jax.data.batcher import _split
-from crem_jax.data.prompt import pad_targets
 from crem_jax.data.records import Item
+from crem_jax.data.rows import pad_targets, split_hashes
 from crem_jax.train.losses import info_nce, language_modelling, positives
 
 loss_of = jax.jit(info_nce, static_argnames="symmetric")
@@ -59,10 +58,10 @@ def sample(rng):
     the candidate in the last place are padding."""
     texts = ["a", "a", "b", "c", "d", "e", "f", "hard", "harder"]
     wants = [["a"], ["b", "c"], ["c"], ["d", "gone"], ["e"], ["f"]]
-    candidate_hash = _split([Item(text).content_hash() for text in texts])
+    candidate_hash = split_hashes([Item(text).content_hash() for text in texts])
     positive_hash = np.zeros((len(wants), 3, 2), np.uint32)
     for i, names in enumerate(wants):
-        positive_hash[i, : len(names)] = _split([Item(name).content_hash() for name in names])
+        positive_hash[i, : len(names)] = split_hashes([Item(name).content_hash() for name in names])
     wanted = np.array([[text in names for text in texts] for names in wants])
     query_valid = np.array([True] * 5 + [False])
     candidate_valid = np.array([True] * 6 + [False] + [True] * 2)

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import toy
 
-from crem_jax.data.batcher import Batcher, BucketSpec
+from crem_jax.data.batch_spec import BucketSpec
+from crem_jax.data.batcher import Batcher
+from crem_jax.data.filling import Filling
+from crem_jax.data.iterator import BatchIterator
 from crem_jax.data.pipeline import Stream
 from crem_jax.data.records import Item, Record
 from crem_jax.types import CHORUS, CONTEXT, Batch
@@ -74,11 +77,11 @@ def test_a_batch_is_a_pure_function_of_seed_and_step():
 
 def test_the_iterator_gives_the_batches_of_steps_0_1_2_and_resumes_anywhere():
     source = stream()
-    iterator = source.iterate(6)
+    iterator = BatchIterator(source, 6)
     for step in range(3):
         assert_equal(next(iterator), source.batch(step))
     state = iterator.get_state()
-    other = stream().iterate(6)
+    other = BatchIterator(stream(), 6)
     other.set_state(state)
     rest = list(other)
     assert len(rest) == 3
@@ -90,7 +93,8 @@ def test_the_processes_shares_make_the_batch_of_one_process(processes):
     whole = stream()
     shares = [stream(process=p, processes=processes) for p in range(processes)]
     for step in (0, 7):
-        ids = [record.id for share in shares for record in share.records(step)]
+        parts = zip(*(share.records(step) for share in shares), strict=True)
+        ids = [record.id for part in parts for record in part]
         assert ids == [record.id for record in whole.records(step)]
         assert len(set(ids)) == 8
         got, expected = together([share.batch(step) for share in shares]), whole.batch(step)
@@ -154,7 +158,11 @@ def record(name: str, query: Item, *positives: str, **rest) -> Record:
 
 def batch_of(records: list[Record], **changes) -> Batch:
     spec = dataclasses.replace(toy.SPEC, **{"records": {"toy": len(records)}, **changes})
-    return Batcher(spec, toy.prompter())(records)
+    batcher = Batcher(spec, toy.prompter())
+    filling, samples = Filling(batcher), [batcher.sample(one) for one in records]
+    assert filling.add(samples) == [True] * len(records)
+    assert filling.add_negatives(samples) == []
+    return filling.batch
 
 
 def used(batch: Batch) -> int:
@@ -252,29 +260,70 @@ def test_the_smallest_bucket_with_room_is_taken():
             record("chatty", picture(1), turns=(("What?", " cat" * 30),)),
             r"4 patches, \d+ target slots, 31 answers",
         ),
-        (record("talks", Item("red"), turns=(("What?", "red"),)), "2 answers"),
     ],
     ids=lambda value: value.id if isinstance(value, Record) else "",
 )
-def test_a_record_that_fits_nowhere_is_named_with_its_size(one, size):
-    message = f"record '{one.id}' of '': no data.buckets entry has room; it needs .*{size}"
+def test_a_record_that_fits_nowhere_is_refused_with_its_size(one, size):
+    message = f"no data.buckets entry has room for its query; it needs .*{size}"
     with pytest.raises(ValueError, match=message):
         batch_of([one])
 
 
-def test_a_full_bucket_refuses_a_query_but_leaves_out_a_negative():
-    many = [record(str(i), Item(f"query {i}")) for i in range(25)]
-    with pytest.raises(ValueError, match="record '24'"):
-        batch_of(many)
+def test_a_full_bucket_has_no_room_for_a_query_and_leaves_out_a_negative():
+    batcher = Batcher(toy.SPEC, toy.prompter())
+    many = [batcher.sample(record(str(i), Item(f"query {10 + i}"))) for i in range(33)]
+    assert Filling(batcher).add(many) == [True] * 32 + [None]
     few = record("a", Item("red"), "blue", negatives=tuple(Item(f"no {i}") for i in range(40)))
     batch = batch_of([few], candidates=40)
     assert (batch.candidate_row >= 0).sum() == 23
     assert batch.query_row[0] >= 0
 
 
-@pytest.mark.parametrize("part", ["query", "positives", "negatives"])
-def test_an_unusable_picture_names_its_record(part):
+def test_a_sample_without_a_row_for_its_positive_gives_its_query_s_row_back():
+    buckets = {"text": BucketSpec(20, 0, 3), "picture": toy.SPEC.buckets["picture"]}
+    batcher = Batcher(dataclasses.replace(toy.SPEC, buckets=buckets), toy.prompter())
+    filling = Filling(batcher)
+    pairs = [record(str(i), Item(f"query {i}"), f"answer {i}") for i in range(6)]
+    taken = filling.add([batcher.sample(pair) for pair in pairs])
+    assert taken == [True] * 5 + [None]  # 3 rows for texts, 7 of the 8 for pictures
+    assert sum(filling.taken.used.values()) == 10
+
+
+def test_a_picture_shrinks_to_its_bucket_rather_than_take_a_much_larger_one():
+    buckets = {
+        "text": toy.SPEC.buckets["text"],
+        "small": BucketSpec(slots=40, patches=4 * 10, rows=1),
+        "large": BucketSpec(slots=140, patches=4 * 64, rows=2),
+    }
+    tall = record("a", Item(images=(np.zeros((64, 48, 3), np.uint8),)))  # 4 x 3 tokens
+    batcher = Batcher(dataclasses.replace(toy.SPEC, buckets=buckets), toy.prompter())
+    filling = Filling(batcher)
+    assert filling.add([batcher.sample(tall)]) == [True]
+    assert filling.taken.used == {"large": 0, "small": 1, "text": 0}
+    shown = filling.batch.contexts["small"].patches
+    assert (shown.picture > 0).sum() == 4 * 9
+    assert filling.taken.counts["visual"] == 9 and filling.taken.counts["native"] == 12
+
+
+def test_a_text_with_a_conversation_takes_a_row_for_pictures_when_only_those_have_room_for_it():
+    batch = batch_of([record("talks", Item("red"), turns=(("What?", "red"),))])
+    assert (batch.targets["picture"].answer[0] >= 0).sum() == 2
+    assert not batch.contexts["picture"].patches.picture.any()
+
+
+@pytest.mark.parametrize("part", ["query", "positives"])
+def test_an_unusable_picture_makes_its_record_unusable(part):
     broken = Item(images=(b"no picture",))
     items = {"query": broken} if part == "query" else {part: (broken,)}
-    with pytest.raises(ValueError, match="record 'bad' of 'mine'"):
+    with pytest.raises(ValueError, match="is not a picture"):
         batch_of([Record(**{"id": "bad", "query": Item("red"), "source": "mine", **items})])
+
+
+def test_an_unusable_negative_is_named_and_left_out():
+    bad = record("bad", Item("red"), "blue", negatives=(Item(images=(b"no picture",)), Item("no")))
+    batcher = Batcher(toy.SPEC, toy.prompter())
+    filling, sample = Filling(batcher), batcher.sample(bad)
+    assert filling.add([sample]) == [True]
+    ((named, error),) = filling.add_negatives([sample])
+    assert named is sample and "is not a picture" in str(error)
+    assert (filling.batch.candidate_row >= 0).sum() == 2

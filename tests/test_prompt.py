@@ -14,8 +14,9 @@ from PIL import Image
 
 from crem_jax.convert.chorus import chorus_tokens
 from crem_jax.data.chat_template import chat_template
-from crem_jax.data.prompt import Prompter, PromptError, pad_contexts
+from crem_jax.data.prompt import Prompter
 from crem_jax.data.records import Item
+from crem_jax.data.rows import PromptError, pad_contexts
 from crem_jax.types import CHORUS, CONTEXT, PAD
 
 SYSTEMS = ["", "You are a helpful assistant.", 'It\'s\na \\ "quoted" one.']

@@ -9,7 +9,7 @@ import pytest
 
 from crem_jax import trees
 from crem_jax.commands.recipe import read_recipe
-from crem_jax.data.registry import make_batch_spec
+from crem_jax.data.batch_spec import make_batch_spec
 from crem_jax.model import crem
 from crem_jax.train.setup import make_objective
 

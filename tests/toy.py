@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from crem_jax.config import ModelConfig, TextConfig, VisionConfig
 from crem_jax.convert.chorus import chorus_tokens
-from crem_jax.data.batcher import BatchSpec, BucketSpec
+from crem_jax.data.batch_spec import BatchSpec, BucketSpec
 from crem_jax.data.prompt import Prompter
 from crem_jax.data.records import Item, Record
 from crem_jax.train.setup import TOKENIZER_DIR

@@ -1,90 +1,51 @@
-"""Records become a batch of static shape.
+"""Which rows the contexts of a batch get: records in, places in static shapes out.
 
-Contexts go to a few static buckets, so that a three-token label never pays for a picture. The same
-item twice in a batch is encoded once.
+Contexts go to a few static buckets, so that a three-token label never pays for a picture. The
+shapes of a step never change; what varies is fitted to them: a picture may be made a little
+smaller where it would be just over a bucket, larger pictures choose first, and when the rows of a
+size run out the next ones take what is nearest. Every process can so fill its share without
+knowing the others', which a choice among several compiled batch shapes would need. The same item
+twice in a batch is encoded once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from crem_jax.config import ModelConfig
-from crem_jax.data.prompt import (
-    ContextRow,
-    Prompter,
-    PromptError,
-    TargetRow,
-    pad_contexts,
-    pad_targets,
-)
-from crem_jax.data.records import Item, Record
-from crem_jax.types import Batch
+from crem_jax.data.batch_spec import LEAST_KEPT, BatchSpec, BucketSpec
+from crem_jax.data.prompt import Draft, Prompter
+from crem_jax.data.records import Record
+from crem_jax.data.rows import PromptError, TargetRow
+
+BAD = (ValueError, OSError)
+"""What a record that cannot be used raises."""
+
+_LAST_RESORT = 1e6
 
 
-@dataclasses.dataclass(frozen=True)
-class BucketSpec:
-    """One static shape.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """A record whose texts are tokens and whose pictures are opened.
 
     Attributes:
-      slots: S, chorus included. patches: P, 0 for text only. rows: per global batch.
-      target_slots, answers: T and A of the conversations; 0 if the bucket holds none.
+      query, positive: its contexts; positive is None if it has none to find.
+      keys: content hashes of the query and of all positives.
+      talk: its conversation, if any.
     """
 
-    slots: int
-    patches: int
-    rows: int
-    target_slots: int = 0
-    answers: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchSpec:
-    """The shape of a global batch.
-
-    Attributes:
-      buckets: by name.
-      records: source name -> records of it per global batch.
-      candidates: M, room for positives and hard negatives.
-      positives: room for the hashes of what one query should find.
-    """
-
-    buckets: Mapping[str, BucketSpec]
-    records: Mapping[str, int]
-    candidates: int
-    positives: int = 8
-
-    def local(self, count: int) -> BatchSpec:
-        """One of `count` processes' equal share.
-
-        Raises:
-          ValueError: something does not divide.
-        """
-
-        def share(what: str, number: int) -> int:
-            if number % count:
-                raise ValueError(f"{what} = {number} is no multiple of {count} processes")
-            return number // count
-
-        return dataclasses.replace(
-            self,
-            buckets={
-                name: dataclasses.replace(
-                    bucket, rows=share(f"data.buckets.{name}.rows", bucket.rows)
-                )
-                for name, bucket in self.buckets.items()
-            },
-            records={n: share(f"data.records.{n}", v) for n, v in self.records.items()},
-            candidates=share("data.candidates", self.candidates),
-        )
+    record: Record
+    query: Draft
+    positive: Draft | None
+    keys: tuple[int, ...]
+    talk: TargetRow | None
 
 
 class Batcher:
-    """Collates records into a Batch of numpy arrays.
+    """Makes batches of one process's share.
 
     Args:
       spec: of the global batch. process, processes: whose share this is.
@@ -100,80 +61,75 @@ class Batcher:
             self.offset[name] = start + process * rows
             start += rows * processes
 
-    def __call__(self, records: Sequence[Record]) -> Batch:
-        """Every query and conversation gets a row, then every first positive, then hard negatives.
+    def sample(self, record: Record) -> Sample:
+        """Opens a record.
 
-        A positive or negative that finds no room is left out; a query raises.
+        Raises:
+          ValueError, OSError: it cannot be used, whatever else is in the batch.
         """
-        spec, config = self.spec, self.prompter.config
-        rows: dict[str, list[ContextRow]] = {name: [] for name in self.names}
-        turns = {name: [None] * spec.buckets[name].rows for name in self.names}
-        placed: dict[int, int] = {}
-        candidates: dict[int, int] = {}
-        queries: list[tuple[int, list[int]]] = []
-
-        def place(item: Item, conversation: TargetRow | None = None) -> int | None:
-            key = item.content_hash()
-            if key in placed and conversation is None:
-                return placed[key]
-            row = self.prompter.context(item)
-            name = self._bucket(row, rows, conversation)
-            if name is None:
-                return None
-            rows[name].append(row)
-            placed[key] = self.offset[name] + len(rows[name]) - 1
-            turns[name][len(rows[name]) - 1] = conversation
-            return placed[key]
-
-        for record in records:
-            with _naming(record):
-                talk = self._conversation(record)
-                row = place(record.query, talk)
-                if row is None:
-                    raise PromptError(
-                        f"no data.buckets entry has room; it needs {self._size(record)}"
-                    )
-            if len(record.positives) > spec.positives:
-                raise ValueError(
-                    f"record {record.id!r} of {record.source!r} has {len(record.positives)} "
-                    f"positives; data.positives is {spec.positives}"
-                )
-            if record.positives:
-                queries.append((row, [item.content_hash() for item in record.positives]))
-        wanted = [(record, item) for record in records for item in record.positives[:1]]
-        wanted += [(record, item) for record in records for item in record.negatives]
-        for record, item in wanted:
-            key = item.content_hash()
-            if key not in candidates and len(candidates) < spec.candidates:
-                with _naming(record):
-                    row = place(item)
-                if row is not None:
-                    candidates[key] = row
-
-        contexts, targets = {}, {}
-        for name in self.names:
-            bucket = spec.buckets[name]
-            filler = [_empty(config)] * (bucket.rows - len(rows[name]))
-            contexts[name] = pad_contexts(
-                [*rows[name], *filler], config, bucket.slots, bucket.patches
+        spec, draft = self.spec, self.prompter.draft
+        if len(record.positives) > spec.positives:
+            raise PromptError(
+                f"it has {len(record.positives)} positives; data.positives is {spec.positives}"
             )
-            if bucket.target_slots:
-                targets[name] = pad_targets(
-                    turns[name], config, bucket.target_slots, bucket.answers
-                )
-        total = sum(spec.records.values())
-        query_row = np.full((total,), -1, np.int32)
-        positive_hash = np.zeros((total, spec.positives, 2), np.uint32)
-        for i, (row, hashes) in enumerate(queries):
-            if hashes[0] not in candidates:
-                continue
-            query_row[i] = row
-            positive_hash[i, : len(hashes)] = _split(hashes)
-        candidate_row = np.full((spec.candidates,), -1, np.int32)
-        candidate_hash = np.zeros((spec.candidates, 2), np.uint32)
-        candidate_row[: len(candidates)] = list(candidates.values())
-        candidate_hash[: len(candidates)] = _split(list(candidates))
-        return Batch(contexts, targets, query_row, positive_hash, candidate_row, candidate_hash)
+        items = (record.query, *record.positives)
+        sample = Sample(
+            record=record,
+            query=draft(record.query),
+            positive=draft(record.positives[0]) if record.positives else None,
+            keys=tuple(item.content_hash() for item in items),
+            talk=self._conversation(record),
+        )
+        everything = {name: bucket.rows for name, bucket in spec.buckets.items()}
+        if self.choose(sample.query, sample.talk, everything) is None:
+            raise PromptError(self._no_room("query", sample.query, sample.talk))
+        if (
+            sample.positive
+            and not sample.talk
+            and not self.choose(sample.positive, None, everything)
+        ):
+            raise PromptError(self._no_room("positive", sample.positive, None))
+        return sample
+
+    def choose(
+        self,
+        draft: Draft,
+        talk: TargetRow | None,
+        free: Mapping[str, int],
+        required: bool = True,
+    ) -> str | None:
+        """The bucket a context should go to, of those with free rows; None if there is none.
+
+        A picture goes where its size changes least (by padding, or by shrinking within `keep`).
+        What is `required` can also be shrunk further, and a text take a row meant for pictures.
+        """
+        ranks = []
+        for name in self.names:
+            bucket = self.spec.buckets[name]
+            cost = self._cost(draft, name, required)
+            if free[name] > 0 and cost is not None and _talk_fits(talk, bucket):
+                ranks.append((cost, bucket.patches, bucket.slots, bucket.target_slots, name))
+        return min(ranks)[-1] if ranks else None
+
+    def _cost(self, draft: Draft, name: str, required: bool) -> float | None:
+        """How badly a bucket suits a context; None if it does not fit."""
+        room, capacity = self.room(draft, name), self._capacity(name)
+        if not draft.grids:
+            fits = room >= 0 and (required or not capacity)
+            return (_LAST_RESORT if capacity else 0.0) if fits else None
+        if room >= self.spec.keep * draft.visual:
+            return abs(math.log(capacity / draft.visual))
+        if required and room >= max(len(draft.grids), LEAST_KEPT * draft.visual):
+            return _LAST_RESORT * draft.visual / room
+        return None
+
+    def room(self, draft: Draft, name: str) -> int:
+        """Vision tokens that a bucket has room for; negative if the other tokens do not fit."""
+        others = draft.fixed + self.prompter.config.num_chorus
+        return min(self._capacity(name), self.spec.buckets[name].slots - others)
+
+    def _capacity(self, name: str) -> int:
+        return self.spec.buckets[name].patches // self.prompter.config.vision.merge_size**2
 
     def _conversation(self, record: Record) -> TargetRow | None:
         """The record's turns, as many from the first as the roomiest bucket holds."""
@@ -187,54 +143,20 @@ class Batcher:
                 return row
         return None
 
-    def _bucket(
-        self, row: ContextRow, rows: Mapping[str, list], conversation: TargetRow | None
-    ) -> str | None:
-        """The smallest bucket with room for the row."""
-        need, patches = len(row.tokens) + self.prompter.config.num_chorus, len(row.picture)
-        talk = conversation is not None
-        fitting = [
-            (bucket.patches, bucket.slots, name)
-            for name, bucket in self.spec.buckets.items()
-            if bucket.slots >= need
-            and (bucket.patches >= patches and bool(bucket.patches) == bool(patches))
-            and len(rows[name]) < bucket.rows
-            and (not talk or bucket.target_slots >= len(conversation.tokens))
-            and (not talk or bucket.answers >= np.sum(conversation.label >= 0))
-        ]
-        return min(fitting)[2] if fitting else None
-
-    def _size(self, record: Record) -> str:
-        row, text = self.prompter.context(record.query), "no conversation"
-        if record.turns:
-            target = self.prompter.target(record.turns)
-            text = f"{len(target.tokens)} target slots, {np.sum(target.label >= 0)} answers"
-        slots = len(row.tokens) + self.prompter.config.num_chorus
-        return f"{slots} slots, {len(row.picture)} patches, {text}"
+    def _no_room(self, what: str, draft: Draft, talk: TargetRow | None) -> str:
+        slots = draft.fixed + draft.visual + self.prompter.config.num_chorus
+        patches = draft.visual * self.prompter.config.vision.merge_size**2
+        text = "no conversation"
+        if talk is not None:
+            text = f"{len(talk.tokens)} target slots, {np.sum(talk.label >= 0)} answers"
+        return (
+            f"no data.buckets entry has room for its {what}; it needs {slots} slots, "
+            f"{patches} patches, {text}"
+        )
 
 
-@contextlib.contextmanager
-def _naming(record: Record) -> Iterator[None]:
-    """Errors name the record they are about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"record {record.id!r} of {record.source!r}: {error}") from error
-
-
-@functools.lru_cache(maxsize=4)
-def _empty(config: ModelConfig) -> ContextRow:
-    """Fills unused rows of a bucket: one pad token, referred to by nothing."""
-    return ContextRow(
-        tokens=np.asarray([config.pad_token_id], np.int32),
-        position=np.zeros((1, 3), np.int32),
-        pixels=np.zeros((0, config.vision.patch_values), np.uint8),
-        patch_position=np.zeros((0, 2), np.int32),
-        picture=np.zeros((0,), np.int32),
+def _talk_fits(talk: TargetRow | None, bucket: BucketSpec) -> bool:
+    return talk is None or (
+        bucket.target_slots >= len(talk.tokens)
+        and bucket.answers >= np.count_nonzero(talk.label >= 0)
     )
-
-
-def _split(hashes: Sequence[int]) -> np.ndarray:
-    """64-bit content hashes as uint32 [n, 2] (low, high)."""
-    values = np.asarray(hashes, np.uint64)
-    return np.stack([values & np.uint64(0xFFFFFFFF), values >> np.uint64(32)], -1).astype(np.uint32)

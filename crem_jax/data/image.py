@@ -33,13 +33,40 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 class PictureError(ValueError):
     """A picture cannot be used; the message names it and says what is wrong with it."""
 
 
-def open_picture(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def peek(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> tuple[Picture, tuple[int, int]]:
+    """A picture with its upright (height, width), read from the header of encoded data alone.
+
+    A path is opened here; what is returned in its place is a PIL image that `open_picture` decodes
+    later, without opening the file again.
+
+    Raises:
+      PictureError: as `open_picture`, for what a header shows.
+    """
+    name = _name(picture)
+    if isinstance(picture, np.ndarray):
+        if picture.ndim not in (2, 3):
+            raise PictureError(f"{name}: is not a picture; expected [H, W, 3], [H, W, 4] or [H, W]")
+        size = picture.shape[:2]
+    else:
+        if not isinstance(picture, Image.Image):
+            picture = _open_encoded(picture, name)
+            picture.filename = name
+        turned = _orientation(picture) in _SIDEWAYS
+        size = picture.size if turned else picture.size[::-1]
+    _check_size(*size, name, max_pixels)
+    return picture, size
+
+
+def open_picture(
+    picture: Picture, *, max_pixels: int = MAX_PIXELS, near: tuple[int, int] | None = None
+) -> Image.Image:
     """Any picture as an upright RGB image, held in memory.
 
     EXIF rotation is applied, animations give their first frame (a PIL image its current one), and
@@ -50,6 +77,8 @@ def open_picture(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Ima
       picture: a path, encoded bytes, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] or
         [H, W, 4] (RGBA) of uint8, or of any other real type in a range named above.
       max_pixels: larger pictures are refused before they are decoded.
+      near: an upright (height, width) that is enough: a JPEG of at least twice that size is decoded
+        at a half, a quarter or an eighth of its own, never below `near`.
 
     Raises:
       PictureError: missing, unreadable, truncated, too large, empty, or not a picture.
@@ -64,6 +93,9 @@ def open_picture(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Ima
             image = stack.enter_context(_open_encoded(picture, name))
         _check_size(image.height, image.width, name, max_pixels)
         with _decoding(name):
+            if near is not None and image.format == "JPEG":
+                turned = _orientation(image) in _SIDEWAYS
+                image.draft(None, near if turned else near[::-1])
             image.load()
         upright = _UPRIGHT.get(_orientation(image))
         image = _image_to_rgb(image, name)
@@ -116,6 +148,31 @@ def fit_size(
     while hard_max and rows * columns * unit * unit > max_pixels:
         rows, columns = (rows - 1, columns) if rows > columns else (rows, columns - 1)
     return rows * unit, columns * unit
+
+
+def fill_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
+    """The (rows, columns) of at most `tokens` vision tokens that a picture fills best.
+
+    For a static shape: the most tokens among the grids that keep the picture's aspect as well as
+    `fit_size` does, which rounds each side to the nearest row or column; a strip with more than
+    `tokens` rows or columns gets a grid of one.
+
+    Raises:
+      ValueError: a side or `tokens` below 1.
+    """
+    if height < 1 or width < 1 or tokens < 1:
+        raise ValueError(f"cannot fill {tokens} tokens with a picture of {height}x{width} pixels")
+    aspect = width / height
+    best = (1, min(tokens, max(1, round(aspect))))
+    if aspect < 1:
+        best = (min(tokens, max(1, round(1 / aspect))), 1)
+    ideal = math.sqrt(tokens / aspect)
+    for rows in range(max(1, math.floor(ideal) - 1), min(tokens, math.ceil(ideal) + 1) + 1):
+        # Some scale rounds to both: (columns ± 1/2) / (rows ± 1/2) is around the true aspect.
+        columns = min(tokens // rows, math.ceil((rows + 0.5) * aspect + 0.5) - 1)
+        if columns + 0.5 > (rows - 0.5) * aspect and rows * columns > best[0] * best[1]:
+            best = (rows, columns)
+    return best
 
 
 def resize(image: Image.Image, height: int, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Items and conversations become token rows; rows become static-shaped batches.
+"""Items and conversations become rows of tokens and patches.
 
     context  [system] <|im_start|>user⏎ {pictures} {text} | padding | {chorus}
     target   {question}<|im_end|>⏎<|im_start|>assistant⏎{answer}<|im_end|>⏎<|im_start|>user⏎ …
@@ -16,38 +16,52 @@ from types import SimpleNamespace
 import numpy as np
 
 from crem_jax.config import ModelConfig
-from crem_jax.data.image import fit_size, open_picture, patchify, resize
+from crem_jax.data.image import fill_grid, fit_size, open_picture, patchify, peek, resize
 from crem_jax.data.records import Item, Picture
-from crem_jax.types import CHORUS, CONTEXT, PAD, Context, Patches, Target
-
-
-class PromptError(ValueError):
-    """A prompt does not fit the model or the bucket it was meant for."""
+from crem_jax.data.rows import ContextRow, PromptError, TargetRow, text_positions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ContextRow:
-    """One context before padding.
+class Draft:
+    """A context whose pictures are still encoded: its size is known, and can still be changed.
 
     Attributes:
-      tokens: int32 [n] of V and T, without the chorus.
-      position: int32 [n, 3].
-      pixels: uint8 [p, values]; patch_position: int32 [p, 2]; picture: int32 [p].
+      head, text: tokens before and after the pictures.
+      pictures: what `peek` made of them. sizes: their upright (height, width).
+      grids: (rows, columns) of vision tokens that each would have by the model's own rule.
     """
 
-    tokens: np.ndarray
-    position: np.ndarray
-    pixels: np.ndarray
-    patch_position: np.ndarray
-    picture: np.ndarray
+    head: tuple[int, ...]
+    text: tuple[int, ...]
+    pictures: tuple[Picture, ...]
+    sizes: tuple[tuple[int, int], ...]
+    grids: tuple[tuple[int, int], ...]
 
+    @property
+    def visual(self) -> int:
+        """Vision tokens by the model's own rule."""
+        return sum(rows * columns for rows, columns in self.grids)
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TargetRow:
-    """One target region before padding. tokens: int32 [n]; label: int32 [n], -1 off the answers."""
+    @property
+    def fixed(self) -> int:
+        """All other tokens, without the chorus."""
+        return len(self.head) + 2 * len(self.grids) + len(self.text)
 
-    tokens: np.ndarray
-    label: np.ndarray
+    def shrunk(self, tokens: int) -> tuple[tuple[int, int], ...]:
+        """Grids of at most `tokens` vision tokens in all, each picture giving up the same share.
+
+        Raises:
+          PromptError: not even one token for each.
+        """
+        if tokens >= self.visual:
+            return self.grids
+        if tokens < len(self.grids):
+            raise PromptError(f"{len(self.grids)} pictures do not fit {tokens} vision tokens")
+        shares = [max(1, rows * columns * tokens // self.visual) for rows, columns in self.grids]
+        while sum(shares) > tokens:
+            shares[shares.index(max(shares))] -= 1
+        fitted = zip(self.sizes, shares, strict=True)
+        return tuple(fill_grid(height, width, share) for (height, width), share in fitted)
 
 
 class Prompter:
@@ -58,12 +72,17 @@ class Prompter:
       tokenizer: a transformers tokenizer holding Qwen2-VL's special tokens.
       hard_max: never exceed the model's max_pixels, which Qwen2-VL's own rule does for long strips;
         for batches of static shape.
+      fast_jpeg: decode large JPEGs at a fraction of their size, see `open_picture`; pixels then
+        differ a little from Hugging Face's.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer, hard_max: bool = False):
+    def __init__(
+        self, config: ModelConfig, tokenizer, hard_max: bool = False, fast_jpeg: bool = False
+    ):
         self.config = config
         self.tokenizer = tokenizer
         self.hard_max = hard_max
+        self.fast_jpeg = fast_jpeg
         self.user_tokens = functools.lru_cache(maxsize=1 << 17)(self._user_tokens)
         text, system = self.user_tokens, config.system_prompt
         start, end = (
@@ -74,6 +93,9 @@ class Prompter:
         self._to_answer = (end, *text("\n"), start, *text("assistant\n"))
         self._end = (end,)
         self._to_question = (*text("\n"), start, *text("user\n"))
+
+    def __reduce__(self):  # its cache stays behind when it moves to a worker process
+        return Prompter, (self.config, self.tokenizer, self.hard_max, self.fast_jpeg)
 
     def _user_tokens(self, text: str) -> tuple[int, ...]:
         """Tokens of a text that is not ours; special tokens written in it stay plain text."""
@@ -86,37 +108,64 @@ class Prompter:
 
         None is the bare opening of a conversation, before a question without pictures.
         """
-        cfg = self.config
+        return self.finish(self.draft(item))
+
+    def draft(self, item: Item | None) -> Draft:
+        """The context of one item, its pictures known by their size alone.
+
+        Raises:
+          PictureError: a picture that cannot be opened.
+        """
         item = item or _NOTHING
         # One piece with what precedes it, as a tokenizer may join line breaks.
         opening = self.user_tokens("user\n" if item.images else f"user\n{item.text}")
-        tokens, positions = [*self._head, *opening], []
+        peeked = [peek(image) for image in item.images]
+        sizes = tuple(size for _, size in peeked)
+        return Draft(
+            head=(*self._head, *opening),
+            text=self.user_tokens(item.text) if item.images else (),
+            pictures=tuple(picture for picture, _ in peeked),
+            sizes=sizes,
+            grids=tuple(self._grid(*size) for size in sizes),
+        )
+
+    def finish(self, draft: Draft, visual: int | None = None) -> ContextRow:
+        """The row of a draft, its pictures decoded.
+
+        Args:
+          visual: the vision tokens there is room for; pictures are made smaller where need be.
+
+        Raises:
+          PictureError: a picture that cannot be decoded. PromptError: it does not fit the model.
+        """
+        cfg = self.config
+        tokens, positions = [*draft.head], []
         pixels, patch_positions, pictures = [], [], []
         start = len(tokens)
-        positions.append(_text_positions(0, start))
-        for number, image in enumerate(item.images, start=1):
-            patches, patch_position = self.patches(image)
+        positions.append(text_positions(0, start))
+        grids = draft.grids if visual is None else draft.shrunk(visual)
+        for number, (image, grid) in enumerate(zip(draft.pictures, grids, strict=True), start=1):
+            patches, patch_position = self._patches(image, grid)
             pixels.append(patches)
             patch_positions.append(patch_position)
             pictures.append(np.full(len(patches), number, np.int32))
-            rows, columns = (patch_position.max(axis=0) + 1) // cfg.vision.merge_size
+            rows, columns = grid
             tokens.append(cfg.vision_start_token_id)
-            tokens.extend([cfg.image_token_id] * int(rows * columns))
+            tokens.extend([cfg.image_token_id] * (rows * columns))
             tokens.append(cfg.vision_end_token_id)
-            positions.append(_text_positions(start, 1))
+            positions.append(text_positions(start, 1))
             grid = np.indices((1, rows, columns)).reshape(3, -1).T
             positions.append((grid + start + 1).astype(np.int32))
-            start += 1 + int(max(rows, columns))
-            positions.append(_text_positions(start, 1))
+            start += 1 + max(rows, columns)
+            positions.append(text_positions(start, 1))
             start += 1
-        text = self.user_tokens(item.text) if item.images else ()
-        tokens.extend(text)
-        positions.append(_text_positions(start, len(text)))
-        needed = start + len(text) + cfg.num_chorus
+        tokens.extend(draft.text)
+        positions.append(text_positions(start, len(draft.text)))
+        needed = start + len(draft.text) + cfg.num_chorus
         if needed > cfg.text.max_positions:
             raise PromptError(
                 f"the prompt needs {needed} positions, chorus included, more than the model's "
-                f"{cfg.text.max_positions} positions; its text begins {item.text[:40]!r}"
+                f"{cfg.text.max_positions} positions; its text begins {self._beginning(draft)!r}"
             )
         values = cfg.vision.patch_values
         return ContextRow(
@@ -129,12 +178,13 @@ class Prompter:
 
     def patches(self, image: Picture) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [p, values] patches of a picture and their int32 [p, 2] places."""
+        picture, size = peek(image)
+        return self._patches(picture, self._grid(*size))
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of vision tokens by Qwen2-VL's rule."""
         vision = self.config.vision
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
-            image = open_picture(image)
-            height, width = image.height, image.width
-        else:
-            height, width = image.shape[:2]
+        unit = vision.patch_size * vision.merge_size
         size = fit_size(
             height,
             width,
@@ -144,9 +194,20 @@ class Prompter:
             max_pixels=vision.max_pixels,
             hard_max=self.hard_max,
         )
-        if not isinstance(image, np.ndarray) or size != (height, width) or image.shape[2] != 3:
-            image = resize(open_picture(image), *size)
+        return size[0] // unit, size[1] // unit
+
+    def _patches(self, image: Picture, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        vision = self.config.vision
+        unit = vision.patch_size * vision.merge_size
+        size = grid[0] * unit, grid[1] * unit
+        ready = isinstance(image, np.ndarray) and image.dtype == np.uint8
+        if not ready or image.shape != (*size, 3):
+            image = resize(open_picture(image, near=size if self.fast_jpeg else None), *size)
         return patchify(image, vision.patch_size, vision.merge_size)
+
+    def _beginning(self, draft: Draft) -> str:
+        text = draft.text or draft.head[len(self._head) :]
+        return self.tokenizer.decode(text[:60]).removeprefix("user\n")[:40]
 
     def target(self, turns: Sequence[tuple[str, str]]) -> TargetRow:
         """A conversation; the label is on every answer and the <|im_end|> that closes it."""
@@ -167,78 +228,6 @@ class Prompter:
 
 
 _NOTHING = SimpleNamespace(text="", images=())
-
-
-def pad_contexts(
-    rows: Sequence[ContextRow], config: ModelConfig, slots: int, patches: int
-) -> Context:
-    """Rows of a bucket as one Context of numpy arrays, the chorus in the last K slots.
-
-    Args:
-      slots: S, chorus included. patches: P; 0 gives a text-only bucket.
-
-    Raises:
-      PromptError: a row does not fit.
-    """
-    chorus, batch = config.num_chorus, len(rows)
-    tokens = np.full((batch, slots), config.pad_token_id, np.int32)
-    position = np.zeros((batch, slots, 3), np.int32)
-    region = np.full((batch, slots), PAD, np.int32)
-    pixels = np.zeros((batch, patches, config.vision.patch_values), np.uint8)
-    patch_position = np.zeros((batch, patches, 2), np.int32)
-    picture = np.zeros((batch, patches), np.int32)
-    for i, row in enumerate(rows):
-        n, p = len(row.tokens), len(row.picture)
-        if n + chorus > slots or p > patches:
-            raise PromptError(
-                f"a context of {n} tokens + {chorus} chorus tokens and {p} patches does not fit a "
-                f"bucket of {slots} slots and {patches} patches"
-            )
-        tokens[i, :n], position[i, :n], region[i, :n] = row.tokens, row.position, CONTEXT
-        if chorus:
-            tokens[i, -chorus:] = config.chorus_ids
-            position[i, -chorus:] = _text_positions(row.position.max() + 1, chorus)
-            region[i, -chorus:] = CHORUS
-        pixels[i, :p], patch_position[i, :p], picture[i, :p] = (
-            row.pixels,
-            row.patch_position,
-            row.picture,
-        )
-    packed = Patches(pixels, patch_position, picture) if patches else None
-    return Context(tokens=tokens, position=position, region=region, patches=packed)
-
-
-def pad_targets(
-    rows: Sequence[TargetRow | None], config: ModelConfig, slots: int, answers: int
-) -> Target:
-    """Target regions as one Target of numpy arrays; None is a row without conversation.
-
-    Args:
-      slots: T. answers: A, room for answer tokens in a row.
-
-    Raises:
-      PromptError: a conversation does not fit.
-    """
-    tokens = np.full((len(rows), slots), config.pad_token_id, np.int32)
-    valid = np.zeros((len(rows), slots), bool)
-    answer_slot = np.zeros((len(rows), answers), np.int32)
-    answer = np.full((len(rows), answers), -1, np.int32)
-    for i, row in enumerate(rows):
-        if row is None:
-            continue
-        n, places = len(row.tokens), np.flatnonzero(row.label >= 0)
-        if n > slots or len(places) > answers:
-            raise PromptError(
-                f"a conversation of {n} tokens, {len(places)} of them answers, does not fit "
-                f"{slots} target slots and {answers} answer slots"
-            )
-        tokens[i, :n], valid[i, :n] = row.tokens, True
-        answer_slot[i, : len(places)], answer[i, : len(places)] = places, row.label[places]
-    return Target(tokens=tokens, valid=valid, answer_slot=answer_slot, answer=answer)
-
-
-def _text_positions(start: int, count: int) -> np.ndarray:
-    return np.repeat(np.arange(start, start + count, dtype=np.int32)[:, None], 3, axis=1)
 
 
 def _stack(parts: list[np.ndarray], empty: tuple[int, ...], dtype) -> np.ndarray:

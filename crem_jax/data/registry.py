@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from crem_jax.data.batcher import BatchSpec, BucketSpec
 from crem_jax.data.pipeline import Source
 from crem_jax.data.sources.emoji import EmojiPictures
 from crem_jax.data.sources.folder import FolderPictures
@@ -78,13 +77,3 @@ def make_source(kind: str, arguments: Mapping[str, Any], where: str = "source") 
     if not len(source):
         raise ValueError(f"{where}: there are no records in it")
     return source
-
-
-def make_batch_spec(config: Mapping[str, Any]) -> BatchSpec:
-    """The `data` section of a config: buckets, records, candidates."""
-    return BatchSpec(
-        buckets={name: BucketSpec(**bucket) for name, bucket in config["buckets"].items()},
-        records=dict(config["records"]),
-        candidates=config["candidates"],
-        positives=config.get("positives", BatchSpec.positives),
-    )

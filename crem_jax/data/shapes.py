@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from crem_jax.config import ModelConfig
-from crem_jax.data.prompt import ContextRow, pad_contexts
+from crem_jax.data.rows import ContextRow, pad_contexts
 from crem_jax.types import Context
 
 MAX_ROWS = 64

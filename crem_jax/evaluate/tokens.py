@@ -11,8 +11,8 @@ import numpy as np
 
 from crem_jax.api import Model
 from crem_jax.config import ModelConfig
-from crem_jax.data.prompt import pad_targets
 from crem_jax.data.records import Picture
+from crem_jax.data.rows import pad_targets
 from crem_jax.data.shapes import context_batches, step_up
 from crem_jax.model import crem
 from crem_jax.train.losses import language_modelling

@@ -14,6 +14,7 @@ from crem_jax import distributed
 from crem_jax import mesh as meshes
 from crem_jax.api import Model
 from crem_jax.checkpoint import save_model_files
+from crem_jax.data.iterator import iterate
 from crem_jax.train import layout, recipe
 from crem_jax.train.checkpointer import Checkpointer
 from crem_jax.train.faults import (
@@ -77,7 +78,8 @@ def train(
     checkpointer = Checkpointer(run.checkpoints, best_metric)
     if run.is_local:
         check_room(run.local, checkpointer.bytes_needed(abstract))
-    stream = parts.stream.iterate(config.steps)
+    batches = functools.partial(iterate, parts.stream, config.data, config.steps, run.local)
+    stream = batches()
     restored = checkpointer.restore(abstract, stream)
     if restored is None:
         fresh = jax.jit(functools.partial(layout.fresh_state, parts), out_shardings=shardings)
@@ -85,8 +87,8 @@ def train(
     else:
         state, first, moved = restored
         if not moved:  # another number of processes: the examples seen say where to go on
-            stream = parts.stream.iterate(config.steps, first)
-    samples = sum(parts.stream.spec.records.values())
+            stream = batches(first)
+    samples = parts.stream.spec.samples
 
     # --------------------------------------------------------- Update step
     update = jax.jit(
@@ -128,7 +130,7 @@ def train(
             if step % config.log_every == 0 or last or stop:
                 fetched, pending = jax.device_get(pending), []
                 skipped = watch.check(step, np.asarray([each["finite"] for each in fetched]))
-                values = means(fetched) | {"skipped_steps": skipped} | meter.read()
+                values = means(fetched) | {"skipped_steps": skipped} | stream.stats() | meter.read()
                 log.write(step, values)
                 progress.show(step, values)
                 run.push(now=False)
@@ -146,6 +148,7 @@ def train(
                 checkpointer.save(step, state, stream, scores or None)
                 run.push()
                 meter.restart()
+    stream.close()
     checkpointer.close()
     log.close()
     run.push()

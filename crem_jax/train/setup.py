@@ -15,9 +15,10 @@ from transformers import AutoTokenizer
 
 from crem_jax.config import ConfigError, ModelConfig
 from crem_jax.convert.chorus import chorus_tokens
+from crem_jax.data.batch_spec import make_batch_spec
 from crem_jax.data.pipeline import Stream
 from crem_jax.data.prompt import Prompter
-from crem_jax.data.registry import make_batch_spec, make_sources
+from crem_jax.data.registry import make_sources
 from crem_jax.train.optim import learning_rates, make_optimizer, schedule
 from crem_jax.train.step import LossConfig, init_params
 
@@ -70,7 +71,7 @@ def make_parts(config: ConfigDict) -> Parts:
     stream = Stream(
         make_sources(config.data.sources),
         make_batch_spec(config.data),
-        Prompter(model, tokenizer, hard_max=True),
+        Prompter(model, tokenizer, hard_max=True, fast_jpeg=config.data.get("fast_jpeg", False)),
         config.seed,
         jax.process_index(),
         jax.process_count(),
