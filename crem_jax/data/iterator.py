@@ -29,8 +29,8 @@ class BatchIterator(grain.DatasetIterator):
     counts. A run may go on with other numbers of workers and threads.
 
     Args:
-      first, steps: where it begins and ends. workers: processes that load ahead; 0 loads in this one.
-      threads: that load ahead, in every worker.
+      first, steps: where it begins and ends.
+      workers: processes that load ahead; 0 loads in this one. threads: in every one of them.
       max_bad_fraction: of all records so far; more skipped ones are an error.
       log: a JSONL file that gets a line for every record skipped.
     """
@@ -179,7 +179,7 @@ class BatchIterator(grain.DatasetIterator):
 def iterate(
     stream: Stream, data: Mapping[str, Any], steps: int, workdir: str | Path, first: int = 0
 ) -> BatchIterator:
-    """The batches of a run from step `first` on, by the keys of its `data` section that say how they are loaded.
+    """The batches of a run from step `first` on, loaded as its `data` section says.
 
     Records skipped are named in WORKDIR/bad_records.jsonl, those of further processes in
     bad_records-PROCESS.jsonl.
