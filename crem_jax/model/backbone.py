@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from crem_jax.config import TextConfig
+from crem_jax.mesh import constrain
 from crem_jax.model.attention import Seen, as_mask, attend
 from crem_jax.model.layers import Dense, RMSNorm, SwiGLU
 from crem_jax.model.rope import Rotation, rotate, text_rotation
@@ -46,13 +47,14 @@ class Block(nn.Module):
           x, and the own keys and values (the updated buffer if one was given).
         """
         cfg = self.config
+        x = constrain(x, "batch", "length", "embed")
         y = RMSNorm(cfg.rms_norm_eps, name="attention_norm")(x)
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
             dense = Dense(
                 (heads, cfg.head_dim), ("embed", axis, "head_dim"), dtype=self.dtype, name=name
             )
-            return dense(y)
+            return constrain(dense(y), "batch", "length", axis, "head_dim")
 
         q = rotate(project("q", cfg.num_heads, "heads"), rotation).swapaxes(1, 2)
         own = KV(
@@ -80,6 +82,7 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="o",
         )(attend(q, segments, how))
+        x = constrain(x, "batch", "length", "embed")
         y = RMSNorm(cfg.rms_norm_eps, name="mlp_norm")(x)
         x = x + SwiGLU(cfg.intermediate_size, scale, self.dtype, name="mlp")(y)
         return x, own
@@ -110,7 +113,8 @@ class Backbone(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
-        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        return constrain(x, "batch", "length", "embed")
 
     def __call__(
         self,

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from crem_jax.mesh import constrain
+
 
 @jax.custom_vjp
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -124,4 +126,5 @@ class SwiGLU(nn.Module):
 
         gate = dense("gate", self.features, self.axes)(x)
         up = dense("up", self.features, self.axes)(x)
-        return dense("down", x.shape[-1], self.axes[::-1], self.scale)(nn.silu(gate) * up)
+        hidden = constrain(nn.silu(gate) * up, "batch", "length", self.axes[1])
+        return dense("down", x.shape[-1], self.axes[::-1], self.scale)(hidden)

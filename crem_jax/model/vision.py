@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crem_jax.config import VisionConfig
+from crem_jax.mesh import constrain
 from crem_jax.model.attention import attend
 from crem_jax.model.layers import Dense, LayerNorm, RMSNorm, SwiGLU
 from crem_jax.model.mask import segment_sight
@@ -56,12 +57,14 @@ class VisionBlock(nn.Module):
         """
         cfg = self.config
         heads = (cfg.num_heads, cfg.head_dim)
+        x = constrain(x, "batch", "length", "vision_embed")
         qkv = Dense(
             (3, *heads),
             ("vision_embed", "qkv", "vision_heads", "head_dim"),
             dtype=self.dtype,
             name="qkv",
         )(norm(cfg, "norm1")(x))
+        qkv = constrain(qkv, "batch", "length", "qkv", "vision_heads", "head_dim")
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k = rotate(q, rotation), rotate(k, rotation)
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
@@ -74,11 +77,13 @@ class VisionBlock(nn.Module):
             dtype=self.dtype,
             name="proj",
         )(out)
+        x = constrain(x, "batch", "length", "vision_embed")
         y, axes = norm(cfg, "norm2")(x), ("vision_embed", "vision_mlp")
         if cfg.style == "qwen2_5_vl":
             mlp = SwiGLU(cfg.mlp_dim, 0.5 / cfg.depth, self.dtype, True, axes, name="mlp")
             return x + mlp(y), None
         y = Dense((cfg.mlp_dim,), axes, dtype=self.dtype, name="fc1")(y)
+        y = constrain(y, "batch", "length", "vision_mlp")
         y = Dense(
             (cfg.embed_dim,), axes[::-1], scale=0.5 / cfg.depth, dtype=self.dtype, name="fc2"
         )(quick_gelu(y))
@@ -130,6 +135,7 @@ class VisionTower(nn.Module):
         group = cfg.merge_size**2
         x = norm(cfg, "merge_norm")(x).reshape(batch, count // group, group * width)
         x = Dense((group * width,), ("merge", "vision_mlp"), dtype=self.dtype, name="merge_fc1")(x)
+        x = constrain(x, "batch", "length", "vision_mlp")
         x = nn.gelu(x, approximate=False)
         return Dense((self.features,), ("vision_mlp", "embed"), dtype=self.dtype, name="merge_fc2")(
             x

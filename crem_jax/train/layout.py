@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,15 +12,32 @@ from jax.sharding import Mesh
 
 from crem_jax import mesh as meshes
 from crem_jax import trees
+from crem_jax.config import ConfigError
+from crem_jax.data.batcher import BatchSpec
+from crem_jax.train.losses import Metrics
 from crem_jax.train.setup import Objective
-from crem_jax.train.step import TrainState, init_params, init_state
+from crem_jax.train.step import TrainState, init_params, init_state, train_step
 from crem_jax.types import Batch
 
 
-def mesh_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+def mesh_shape(shape: Sequence[int], devices: int) -> tuple[int, int, int]:
     """One -1 is replaced by what is left of the devices."""
     fixed = int(np.prod([size for size in shape if size != -1]))
-    return tuple(jax.device_count() // fixed if size == -1 else size for size in shape)
+    return tuple(devices // fixed if size == -1 else size for size in shape)
+
+
+def check_rows(spec: BatchSpec, mesh: Mesh) -> None:
+    """Raises ConfigError naming the first number of the batch that the mesh cannot split evenly."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    sizes = {f"data.buckets.{name}.rows": bucket.rows for name, bucket in spec.buckets.items()}
+    sizes["data.candidates"] = spec.candidates
+    sizes["data.records in all"] = sum(spec.records.values())
+    for key, size in sizes.items():
+        if size % ways:
+            raise ConfigError(
+                f"{key} = {size} does not divide over the mesh: its rows are split over data x "
+                f"fsdp = {mesh.shape['data']} x {mesh.shape['fsdp']} = {ways} devices"
+            )
 
 
 def fresh_state(parts: Objective, key: jax.Array) -> TrainState:
@@ -52,6 +70,21 @@ def state_shardings(state: TrainState, boxed_params: Any, mesh: Mesh) -> TrainSt
 
     opt_state = jax.tree_util.tree_map_with_path(of, state.opt_state)
     return TrainState(whole, by_param, opt_state)
+
+
+def jit_step(
+    parts: Objective, seed: int, shardings: TrainState, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step` for states and batches that lie on the mesh; the old state is given up.
+
+    Call it under `jax.set_mesh(mesh)`.
+    """
+    return jax.jit(
+        functools.partial(train_step, seed=seed, **parts.step_arguments()),
+        in_shardings=(shardings, meshes.rows(mesh)),
+        out_shardings=(shardings, meshes.replicated(mesh)),
+        donate_argnums=0,
+    )
 
 
 def put(batch: Batch, mesh: Mesh) -> Batch:

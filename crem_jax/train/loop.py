@@ -28,7 +28,7 @@ from crem_jax.train.meter import Meter, Trace
 from crem_jax.train.metrics import WRITERS, MetricsLog, means
 from crem_jax.train.progress import Progress
 from crem_jax.train.setup import make_parts
-from crem_jax.train.step import TrainState, train_step
+from crem_jax.train.step import TrainState
 from crem_jax.train.workdir import RunDirectory
 
 Evaluate = Callable[[Model], dict[str, float]]
@@ -66,7 +66,8 @@ def train(
     parts = make_parts(config)
 
     # ---------------------------------------------------------------- Mesh
-    mesh = meshes.make_mesh(layout.mesh_shape(config.mesh))
+    mesh = meshes.make_mesh(layout.mesh_shape(config.mesh, jax.device_count()))
+    layout.check_rows(parts.stream.spec, mesh)
     layout.chunk_owners(mesh)  # raises for a mesh that splits rows unevenly
     abstract = layout.abstract_state(parts, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -91,12 +92,7 @@ def train(
     samples = parts.stream.spec.samples
 
     # --------------------------------------------------------- Update step
-    update = jax.jit(
-        functools.partial(train_step, seed=config.seed, **parts.step_arguments()),
-        in_shardings=(shardings, None),
-        out_shardings=(shardings, meshes.replicated(mesh)),
-        donate_argnums=0,
-    )
+    update = layout.jit_step(parts, config.seed, shardings, mesh)
 
     # ------------------------------------------------------------- Records
     log = MetricsLog(None)

@@ -1,0 +1,99 @@
+"""Floating point operations of the model, counted from its shapes.
+
+XLA's own count is no use here: it counts a scanned layer once and a kernel as nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from crem_jax.config import ModelConfig, TextConfig, VisionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """Operations of one forward pass, by part; a multiply-add counts two.
+
+    Attributes:
+      vision, vision_attention: the tower's matrices, and its scores and mixtures.
+      text, attention: the same of the decoder layers, contexts and targets together.
+      head: language-model logits of the answers.
+    """
+
+    vision: float = 0.0
+    vision_attention: float = 0.0
+    text: float = 0.0
+    attention: float = 0.0
+    head: float = 0.0
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(*(a + b for a, b in zip(self.parts, other.parts, strict=True)))
+
+    @property
+    def parts(self) -> tuple[float, ...]:
+        return dataclasses.astuple(self)
+
+    @property
+    def forward(self) -> float:
+        return sum(self.parts)
+
+    def training(self, frozen_vision: bool = False) -> float:
+        """Of a training step: a backward pass costs two forward passes.
+
+        What is computed anew to save memory does not count, as is the custom for utilisation.
+
+        Args:
+          frozen_vision: nothing in the vision tower is trained, so it has no backward pass.
+        """
+        tower = self.vision + self.vision_attention
+        return 3.0 * self.forward - (2.0 * tower if frozen_vision else 0.0)
+
+
+def model_flops(config: ModelConfig, buckets: Mapping[str, Any] | Iterable[Any]) -> Flops:
+    """One forward pass over a batch of static shape, padding included.
+
+    Only visible pairs of a row and a column count as attention; a row's patches count as one
+    picture.
+
+    Args:
+      buckets: of the batch, `data.batcher.BucketSpec` or anything with its fields.
+    """
+    buckets = buckets.values() if isinstance(buckets, Mapping) else buckets
+    total = Flops()
+    for bucket in buckets:
+        rows = bucket.rows
+        if bucket.patches:
+            linear, pairs = vision_flops(config.vision, config.text.hidden_size, bucket.patches)
+            total += Flops(vision=rows * linear, vision_attention=rows * pairs)
+        slots, targets = bucket.slots, bucket.target_slots
+        seen = slots * (slots + 1) / 2 + targets * slots + targets * (targets + 1) / 2
+        text = config.text
+        total += Flops(
+            text=rows * (slots + targets) * 2 * decoder_weights(text),
+            attention=rows * text.num_layers * 4 * text.hidden_size * seen,
+            head=rows * bucket.answers * 2 * text.hidden_size * text.vocab_size,
+        )
+    return total
+
+
+def decoder_weights(text: TextConfig) -> int:
+    """Weights of the matrices that every token passes in the decoder layers."""
+    width = text.hidden_size
+    attention = 2 * width * width + 2 * width * text.num_kv_heads * text.head_dim
+    return text.num_layers * (attention + 3 * width * text.intermediate_size)
+
+
+def vision_flops(vision: VisionConfig, features: int, patches: int) -> tuple[float, float]:
+    """The tower's matrices and its attention, of one row of `patches` patches."""
+    width, group = vision.embed_dim, vision.merge_size**2
+    matrices = 3 if vision.style == "qwen2_5_vl" else 2
+    block = 4 * width * width + matrices * width * vision.mlp_dim
+    merger = group * width * (group * width + features) / group
+    linear = vision.patch_values * width + vision.depth * block + merger
+    window = min(vision.window**2, patches) if vision.window_size else patches
+    full = len([layer for layer in vision.full_attention_layers if layer < vision.depth])
+    full = full if vision.window_size else vision.depth
+    seen = patches * (full * patches + (vision.depth - full) * window)
+    return 2 * linear * patches, 4 * width * seen
