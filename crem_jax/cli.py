@@ -20,6 +20,7 @@ VERBS = {
     "find": ("find", "rank a folder of pictures by words, by a picture, or both"),
     "tell": ("tell", "ask about a picture"),
     "prepare": ("prepare", "write training data as a sharded tfds data set"),
+    "doctor": ("doctor", "check every record of training data"),
     "import": ("import_model", "turn a Hugging Face directory into a model directory"),
     "export": ("export_model", "turn a model into a Hugging Face directory"),
 }

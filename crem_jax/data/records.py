@@ -24,6 +24,10 @@ class RecordError(ValueError):
     """A record cannot be used; the message names it and says what is wrong with it."""
 
 
+class EmptySideError(RecordError):
+    """A side of a record, or what is to be learnt from it, is empty."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Item:
     """One thing to embed: text, pictures, or both. Pictures precede the text in the prompt.

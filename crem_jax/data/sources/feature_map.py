@@ -7,7 +7,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crem_jax.data.records import Item, Record, RecordError
+from crem_jax.data.records import EmptySideError, Item, Record, RecordError
 from crem_jax.data.sources.fields import make_item
 
 FEATURE_MAPS: Mapping[str, Mapping[str, str]] = {
@@ -87,7 +87,7 @@ class FeatureMap:
         if len(query) != 1:
             raise RecordError(f"{where} has {len(query)} queries; expected one")
         if not positives and not turns:
-            raise RecordError(f"{where} has nothing to learn: neither positives nor an answer")
+            raise EmptySideError(f"{where} has nothing to learn: neither positives nor an answer")
         return Record(
             id=texts["id"][0] if texts.get("id") else where,
             query=query[0],

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from crem_jax.data.records import Item, RecordError
+from crem_jax.data.records import EmptySideError, Item, RecordError
 
 ITEM_KEYS = ("text", "image", "images")
 TURN_KEYS = ("question", "answer")
@@ -50,9 +50,9 @@ def item_of(value: Any, root: str, where: str) -> Item:
 
 
 def make_item(text: str, images: tuple, where: str) -> Item:
-    """An Item; RecordError if it is empty."""
+    """An Item; EmptySideError if it is empty."""
     if not text.strip() and not images:
-        raise RecordError(f"{where} is empty; expected text or a picture")
+        raise EmptySideError(f"{where} is empty; expected text or a picture")
     return Item(text, images)
 
 
@@ -84,7 +84,7 @@ def turns_of(value: Any, where: str) -> tuple[tuple[str, str], ...]:
         check_keys(turn, TURN_KEYS, here)
         question, answer = (text_of(turn.get(key), f"{here}.{key}") for key in TURN_KEYS)
         if not answer.strip():
-            raise RecordError(f"{here}.answer is empty")
+            raise EmptySideError(f"{here}.answer is empty")
         turns.append((question, answer))
     return tuple(turns)
 

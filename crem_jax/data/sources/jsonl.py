@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from crem_jax.data.records import Record, RecordError
+from crem_jax.data.records import EmptySideError, Record, RecordError
 from crem_jax.data.sources.base import FileSource
 from crem_jax.data.sources.fields import (
     check_keys,
@@ -84,7 +84,7 @@ def record_of(value: Any, root: str, where: str, source: str, picture: str | Non
     negatives = items_of(value.get("negatives"), root, f"{where} negatives")
     turns = turns_of(value.get("turns"), f"{where} turns")
     if not positives and not turns:
-        raise RecordError(f"{where} has nothing to learn: neither positives (or text) nor turns")
+        raise EmptySideError(f"{where} has nothing to learn: neither positives (or text) nor turns")
     if negatives and not positives:
         raise RecordError(f"{where} has negatives but no positives")
     name = value.get("id")

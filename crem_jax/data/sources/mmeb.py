@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from crem_jax.data.records import Item, Record, RecordError
+from crem_jax.data.records import EmptySideError, Item, Record, RecordError
 from crem_jax.data.sources.base import FileSource
 from crem_jax.data.sources.fields import paths_of, shown, text_of
 from crem_jax.data.sources.rows import JsonLines, ParquetRows, Rows, scan
@@ -130,7 +130,7 @@ class Mmeb(FileSource):
         query = item(value.get("qry"), value.get("qry_image_path"), COLUMNS[:2])
         positive = item(value.get("pos_text"), value.get("pos_image_path"), COLUMNS[2:4])
         if query is None or positive is None:
-            raise RecordError(f"{where} has an empty {'query' if query is None else 'target'}")
+            raise EmptySideError(f"{where} has an empty {'query' if query is None else 'target'}")
         negatives = [
             item(text, image, COLUMNS[4:])
             for text, image in _pairs(value.get("neg_text"), value.get("neg_image_path"), where)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from crem_jax.data.records import Item, Record, RecordError
+from crem_jax.data.records import EmptySideError, Item, Record, RecordError
 from crem_jax.data.sources.base import FileSource
 from crem_jax.data.sources.fields import paths_of, shown, text_of
 from crem_jax.data.sources.rows import JsonLines, JsonList
@@ -55,13 +55,15 @@ class ShareGpt(FileSource):
         if name is not None and not isinstance(name, str | int):
             raise RecordError(f"{where} id is {shown(name)}; expected a text or a whole number")
         images = _images(value, self._root, where)
+        if not images and self._marks(index, value):
+            raise RecordError(f"{where} speaks of an <image> and has none")
         system, turns = _turns(value.get("conversations"), where)
         text = system
         if not images:
             text = "\n".join(part for part in (system, turns[0][0]) if part)
             turns[0] = ("", turns[0][1])
             if not text:
-                raise RecordError(f"{where} has neither a picture nor a question")
+                raise EmptySideError(f"{where} has neither a picture nor a question")
         return Record(
             # The ids of ShareGPT-4V are not unique.
             id=where if name is None else f"{where} ({text_of(str(name), f'{where} id')})",
@@ -73,12 +75,13 @@ class ShareGpt(FileSource):
     def problems(self, index: int) -> list[str]:
         """Placeholders that are not as many as the pictures."""
         value = self._value(index)
-        marks = sum(
-            message["value"].count("<image>")
-            for message in _messages(value.get("conversations"), self.where(index))
-        )
+        marks = self._marks(index, value)
         pictures = len(_images(value, "", self.where(index)))
         return [] if marks == pictures else [f"it has {marks} placeholders and {pictures} pictures"]
+
+    def _marks(self, index: int, value: Mapping[str, Any]) -> int:
+        messages = _messages(value.get("conversations"), self.where(index))
+        return sum(message["value"].count("<image>") for message in messages)
 
     def _value(self, index: int) -> Mapping[str, Any]:
         value = self._rows[index]
@@ -129,5 +132,5 @@ def _turns(value: Any, where: str) -> tuple[str, list[tuple[str, str]]]:
             turns[-1][1].append(text)
     joined = [("\n".join(asked), "\n".join(told)) for asked, told in turns if told]
     if not joined:
-        raise RecordError(f"{where} has no answer of the assistant")
+        raise EmptySideError(f"{where} has no answer of the assistant")
     return "\n".join(system), joined
