@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}"
         return _refuse("crem", f"{verb!r} is no verb; {hint}")
-    if from_shell and verb in ("train", "eval"):
+    if from_shell and verb in ("train", "eval", "import", "export"):
         use_huge_pages()
     command = importlib.import_module(f"crem_jax.commands.{VERBS[verb][0]}")
     try:

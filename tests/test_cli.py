@@ -174,6 +174,7 @@ def test_export_and_import_give_the_model_back_with_a_card_of_its_run(
     for fact in ("| scene_p1 | 0.875 |", "steps: 12", "optim: lr 0.5", "birds: split train; 3 rec"):
         assert fact in card
     said = crem(capsys, "import", hf, back, "--verify", "--json").json
+    assert said.pop("seconds") > 0
     assert said.pop("bytes") == sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     assert said == {
         "model": str(back),

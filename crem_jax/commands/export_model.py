@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from crem_jax.convert.huggingface import export_hf
     from crem_jax.model_directory import open_parts
 
+    since = time.perf_counter()
     config, params, tokenizer = open_parts(args.model, args.step)
     if args.dtype:
         params = jax.tree.map(lambda leaf: leaf.astype(args.dtype), params)
@@ -60,7 +62,15 @@ def run(args: argparse.Namespace) -> None:
         )
     dtype = str(params["backbone"]["embedding"].dtype)
     if args.json:
-        print_json({"directory": args.out, "dtype": dtype, "verified": args.verify, "card": card})
+        print_json(
+            {
+                "directory": args.out,
+                "dtype": dtype,
+                "verified": args.verify,
+                "seconds": round(time.perf_counter() - since, 2),
+                "card": card,
+            }
+        )
         return
     print(f"{args.out}: exported from {args.model} in {dtype}")
 

@@ -8,6 +8,7 @@ through; a conversion that is cut short leaves nothing behind.
 from __future__ import annotations
 
 import argparse
+import time
 
 EXAMPLES = """\
   crem import Qwen2-VL-2B-Instruct models/qwen
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from crem_jax.convert.chorus import add_chorus
     from crem_jax.convert.huggingface import open_hf
 
+    since = time.perf_counter()
     config, params, tokenizer = open_hf(args.source)
     had = config.num_chorus
     if args.chorus:
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
                 "had_chorus": bool(had),
                 "bytes": total,
                 "verified": args.verify,
+                "seconds": round(time.perf_counter() - since, 2),
             }
         )
         return

@@ -12,7 +12,7 @@ def use_huge_pages() -> None:
     """Starts this process anew with huge pages for large allocations (Linux with glibc).
 
     A training step on a CPU takes and returns hundreds of megabytes of scratch memory; faulting it
-    in by pages of 4 KiB takes 30 % of the step. glibc reads the setting at the start only. Does
+    in by pages of 4 KiB takes 30 % of the step; converting weights is much the same. glibc reads the setting at the start only. Does
     nothing where the user has set GLIBC_TUNABLES.
     """
     if sys.platform == "linux" and _SETTING not in os.environ:
