@@ -98,6 +98,35 @@ def test_truncated_safetensors_name_the_file(broken, size):
     refuses(broken, f"{broken / SINGLE}: is truncated or damaged")
 
 
+def header(text: str, data: int = 8) -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode() + bytes(data)
+
+
+ENTRY = '"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+HOSTILE = {
+    "a header longer than the file": (2**40).to_bytes(8, "little") + b"{}",
+    "a header of 2^63 bytes": (2**63).to_bytes(8, "little") + b"{}",
+    "a name twice": header("{" + ENTRY + "," + ENTRY + "}"),
+    "offsets past the end": header("{" + ENTRY.replace("0,8", "0,4096") + "}"),
+    "offsets that do not fit the shape": header("{" + ENTRY.replace("[2]", "[3]") + "}"),
+    "an unknown type": header("{" + ENTRY.replace("F32", "C9") + "}"),
+    "a negative size": header("{" + ENTRY.replace("[2]", "[-2]") + "}"),
+    "no JSON": header("{" * 1000),
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_headers_are_refused_in_a_sentence(broken, data):
+    (broken / SINGLE).write_bytes(data)
+    refuses(broken, str(broken))
+
+
+def test_an_index_that_leads_out_of_the_directory_is_refused(oracle, broken):
+    (broken / SINGLE).rename(broken.parent / SINGLE)
+    (broken / INDEX).write_text(json.dumps({"weight_map": {NORM: f"../{SINGLE}"}}))
+    refuses(broken, INDEX, f"expected plain file names, found ../{SINGLE}")
+
+
 def test_an_index_that_names_a_missing_file_is_refused(oracle, broken):
     (broken / SINGLE).unlink()
     oracle.torch_model.save_pretrained(broken, max_shard_size="30KB")

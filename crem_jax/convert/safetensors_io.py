@@ -222,6 +222,9 @@ def _read_index(directory: Path) -> dict[str, str]:
         raise WeightsError(f"{path}: is not an index of safetensors: {error!r}") from error
     if not index:
         raise WeightsError(f"{path}: names no tensors")
+    outside = sorted(f for f in set(index.values()) if Path(f).name != f)
+    if outside:
+        raise WeightsError(f"{path}: expected plain file names, found {', '.join(outside)}")
     missing = sorted(f for f in set(index.values()) if not (directory / f).is_file())
     if missing:
         raise WeightsError(f"{path}: names files that do not exist: {', '.join(missing)}")
