@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2164 # those that source this set -e
 # Sourced by quickstart.sh and test.sh: goes to the repository root and activates a virtual
 # environment there (.venv, or $CREM_VENV), making it if need be. Then call
 #   install_crem GROUP "PIP ARGUMENTS"...
