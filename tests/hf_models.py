@@ -38,6 +38,13 @@ STYLES = {
     "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
 }
 
+KINDS = {
+    "tied": (True, "qwen2_vl"),
+    "untied": (False, "qwen2_vl"),
+    "qwen2_5": (False, "qwen2_5_vl"),
+}
+"""(tied, style) of the models that most tests run on."""
+
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes and Qwen2-VL's special tokens: 263 tokens."""
@@ -57,7 +64,8 @@ def random_config(rng: np.random.Generator, tied: bool, style: str = "qwen2_vl")
     half = int(rng.choice([4, 6, 8]))
     groups, ratio = int(rng.integers(1, 3)), int(rng.integers(1, 4))
     cuts = np.sort(rng.choice(np.arange(1, half), 2, replace=False))
-    vision_heads, vision_dim = int(rng.integers(1, 4)), int(rng.choice([4, 8, 12]))
+    # Among narrower vectors some are so short that the norm magnifies torch's own rounding.
+    vision_heads, vision_dim = int(rng.integers(1, 4)), int(rng.choice([8, 12, 16]))
     hidden = groups * ratio * half * 2
     theta = float(rng.choice([1e4, 1e6]))
     embed_dim = vision_heads * vision_dim

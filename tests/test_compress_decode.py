@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import samples
 
+from crem_jax.config import STYLES
 from crem_jax.model.decoder import empty_cache
 from crem_jax.types import CHORUS, TARGET
 
 SLOTS, PATCHES, TARGETS = 32, 32, 6
 
 
-@pytest.fixture(scope="module")
-def oracle(seed, tmp_path_factory):
-    return hf.oracle(tmp_path_factory.getbasetemp(), seed, bool(seed % 2))
+@pytest.fixture(scope="module", params=STYLES)
+def oracle(request, seed, tmp_path_factory):
+    return hf.oracle(tmp_path_factory.getbasetemp(), seed, bool(seed % 2), request.param)
 
 
 @pytest.fixture(scope="module")

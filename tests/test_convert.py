@@ -31,9 +31,9 @@ from crem_jax.data.rows import TargetRow, pad_contexts, pad_targets
 TEXT = "the tiger, 3 of them!\nétoile <|im_end|>  "
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(scope="module", params=hf.KINDS)
 def oracle(request, seed, tmp_path_factory):
-    return hf.oracle(tmp_path_factory.getbasetemp(), seed, request.param)
+    return hf.oracle(tmp_path_factory.getbasetemp(), seed, *hf.KINDS[request.param])
 
 
 def tensors(directory: Path) -> dict[str, np.ndarray]:

@@ -14,7 +14,12 @@ import samples
 import torch
 
 from crem_jax.api import Model
+<<<<<<< HEAD
 from crem_jax.data.rows import pad_contexts
+=======
+from crem_jax.config import STYLES
+from crem_jax.data.prompt import pad_contexts
+>>>>>>> 67790a2 (Tests of Qwen2.5-VL: the tower, windows, parity, generation, conversion)
 from crem_jax.generate import decoding
 from crem_jax.generate.decoding import Sampling
 from crem_jax.generate.sampling import next_token
@@ -53,9 +58,9 @@ def ask(oracle: hf.Oracle, rows: list[samples.Row]) -> Asked:
     return Asked(oracle, rows, memory, tokens, np.arange(WIDTH) < lengths[:, None])
 
 
-@pytest.fixture(scope="module")
-def oracle(seed, tmp_path_factory):
-    return hf.oracle(tmp_path_factory.getbasetemp(), seed, bool(seed % 2))
+@pytest.fixture(scope="module", params=STYLES)
+def oracle(request, seed, tmp_path_factory):
+    return hf.oracle(tmp_path_factory.getbasetemp(), seed, bool(seed % 2), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +116,7 @@ def test_native_answers_equal_transformers_generate_token_by_token(oracle, asked
     assert len({tuple(answer) for answer in expected}) > PROMPTS // 2
 
 
-def test_a_plain_qwen2_vl_answers_like_transformers(oracle, rows):
+def test_a_plain_backbone_answers_like_transformers(oracle, rows):
     plain = dataclasses.replace(
         oracle, config=oracle.config.replace(num_chorus=0, first_chorus_id=-1)
     )
@@ -222,7 +227,8 @@ def test_sampling_keeps_to_the_nucleus_and_its_shares(rng, top_p):
 
 
 @pytest.fixture(scope="module")
-def model(oracle):
+def model(seed, tmp_path_factory):
+    oracle = hf.oracle(tmp_path_factory.getbasetemp(), seed, bool(seed % 2), "qwen2_5_vl")
     vision = dataclasses.replace(oracle.config.vision, min_pixels=64, max_pixels=512)
     config = oracle.config.replace(vision=vision, system_prompt="")
     return Model(config, oracle.params, hf.tiny_tokenizer())

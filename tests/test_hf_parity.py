@@ -13,9 +13,9 @@ from crem_jax.types import CHORUS, PAD, TARGET
 WIDTH, PATCHES = 36, 32
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(scope="module", params=hf.KINDS)
 def oracle(request, seed, tmp_path_factory):
-    return hf.oracle(tmp_path_factory.getbasetemp(), seed, request.param)
+    return hf.oracle(tmp_path_factory.getbasetemp(), seed, *hf.KINDS[request.param])
 
 
 @pytest.fixture(scope="module")
