@@ -68,7 +68,7 @@ class Model:
         """
         if not self.config.num_chorus:
             raise ValueError(
-                "this model cannot find: it has no chorus tokens (plain Qwen2-VL). "
+                "this model cannot find: it has no chorus tokens (a plain backbone). "
                 "Give it some with `crem import --chorus 16` and train it"
             )
         rows = [self.prepare(item) for item in _as_list(items)]

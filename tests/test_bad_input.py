@@ -249,9 +249,7 @@ def test_a_model_directory_that_contradicts_itself_says_so(
 def test_a_model_without_chorus_tells_natively_and_says_why_it_cannot_find(
     capsys, refuses, plain, picture, folder, tmp_path
 ):
-    why = (
-        "this model cannot find: it has no chorus tokens (plain Qwen2-VL). Give it some with `crem"
-    )
+    why = "this model cannot find: it has no chorus tokens (a plain backbone). Give it some with"
     refuses(["find", plain, "a tree", "--in", folder], why)
     refuses(["tell", plain, picture, "--compressed"], "has no chorus tokens to answer from; ask it")
     assert main(["tell", str(plain), str(picture), "--max_new_tokens", "6"]) == 0

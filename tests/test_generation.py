@@ -14,12 +14,8 @@ import samples
 import torch
 
 from crem_jax.api import Model
-<<<<<<< HEAD
-from crem_jax.data.rows import pad_contexts
-=======
 from crem_jax.config import STYLES
-from crem_jax.data.prompt import pad_contexts
->>>>>>> 67790a2 (Tests of Qwen2.5-VL: the tower, windows, parity, generation, conversion)
+from crem_jax.data.rows import pad_contexts
 from crem_jax.generate import decoding
 from crem_jax.generate.decoding import Sampling
 from crem_jax.generate.sampling import next_token

@@ -1,6 +1,6 @@
-"""Turn a Hugging Face Qwen2-VL or CREM directory into a model directory.
+"""Turn a Hugging Face Qwen2-VL, Qwen2.5-VL or CREM directory into a model directory.
 
-A plain Qwen2-VL gets chorus tokens in spare rows of its vocabulary, ready to be trained. Weights
+A plain one gets chorus tokens in spare rows of its vocabulary, ready to be trained. Weights
 are read, converted and written piece by piece, so that a model larger than the memory passes
 through; a conversion that is cut short leaves nothing behind.
 """
@@ -13,6 +13,7 @@ import time
 EXAMPLES = """\
   crem import Qwen2-VL-2B-Instruct models/qwen
   crem import Qwen2-VL-2B-Instruct models/qwen --chorus 8
+  crem import Qwen2.5-VL-3B-Instruct models/qwen2.5
   crem import Qwen2-VL-7B-Instruct models/qwen-7b --dtype bfloat16 --verify
   crem import exported-crem models/crem"""
 

@@ -31,6 +31,7 @@ def model_card(config: ModelConfig, card: Mapping[str, Any] | None = None) -> st
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     return environment.from_string(text).render(
         config=config,
+        backbone={"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}[config.vision.style],
         name=card.get("name", "CREM"),
         base_model=card.get("base_model"),
         license=card.get("license", "apache-2.0"),

@@ -1,4 +1,4 @@
-"""Gives a plain Qwen2-VL its chorus: special tokens in spare vocabulary rows."""
+"""Gives a plain backbone its chorus: special tokens in spare vocabulary rows."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from crem_jax.model import crem
 def open_hf(
     directory: str | os.PathLike,
 ) -> tuple[ModelConfig, crem.Params, PreTrainedTokenizerFast]:
-    """A model on disk.
+    """A Qwen2-VL, Qwen2.5-VL or CREM model on disk.
 
     Returns:
       The config, the parameters as LazyArrays in the type they are stored in, and the tokenizer.

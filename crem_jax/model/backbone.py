@@ -1,4 +1,4 @@
-"""Qwen2-VL's decoder stack: grouped-query attention, M-RoPE, SwiGLU, scanned over layers."""
+"""The decoder of the Qwen-VL models, Qwen2: grouped-query attention, M-RoPE, SwiGLU, scanned."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class Compressor(nn.Module):
 
     Attributes:
       vision, backbone: the model's, shared with the decoder.
-      num_chorus: K; 0 for a plain Qwen2-VL, whose memory only serves native generation.
+      num_chorus: K; 0 for a plain backbone, whose memory only serves native generation.
       image_token_id: the token whose embeddings the vision tokens replace, in order.
     """
 
