@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from cli_runner import crem
 from PIL import Image
+from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
 
 import crem_jax
-from crem_jax.convert.safetensors_io import Weights
+from crem_jax.convert.safetensors_io import SINGLE
 
 CHORUS = 4
 KEPT = ("hidden_size", "intermediate_size", "out_hidden_size", "window_size")
@@ -75,11 +76,11 @@ def test_a_qwen2_5_vl_directory_is_imported_tells_finds_and_is_exported(
     opened = AutoModelForImageTextToText.from_pretrained(back)
     assert type(opened) is Qwen2_5_VLForConditionalGeneration
     assert "- qwen2_5_vl\n" in (back / "README.md").read_text()
-    before, after = Weights(published), Weights(back)
-    assert before.shapes == after.shapes
+    before, after = (load_file(directory / SINGLE) for directory in (published, back))
+    assert sorted(before) == sorted(after)
     spare = slice(263, 263 + CHORUS)
-    for name in before.shapes:
-        old, new = np.array(before[name]), np.array(after[name])
+    for name, old in before.items():
+        new = after[name]
         if name in ("model.embed_tokens.weight", "lm_head.weight"):
             old[spare] = new[spare] = 0
         np.testing.assert_array_equal(new, old, err_msg=name)
