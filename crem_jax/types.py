@@ -100,14 +100,8 @@ class Memory:
         return self.chorus.shape[1]
 
     def embedding(self, k: int | jax.Array | None = None) -> jax.Array:
-        """Retrieval embedding: L2-normalised mean over the first k chorus states, float32 [B, D].
-
-        Chorus rows are causal, so the first k of K are exactly what compressing with k gives.
-        """
-        k = self.num_chorus if k is None else k
-        weight = (jnp.arange(self.num_chorus) < k).astype(jnp.float32)
-        mean = jnp.einsum("BKD,K->BD", self.chorus, weight / jnp.sum(weight))
-        return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+        """See `pooled`."""
+        return pooled(self.chorus, k)
 
     def truncate(self, k: int | jax.Array) -> Memory:
         """The memory as if only the first k ([] or [B]) chorus tokens were given; shapes stay."""
@@ -127,6 +121,28 @@ class Memory:
             next_position=self.next_position - self.num_chorus + k,
             chorus=self.chorus[:, :k],
         )
+
+
+def pooled(
+    chorus: jax.Array, k: int | jax.Array | None = None, dim: int | jax.Array | None = None
+) -> jax.Array:
+    """Retrieval embedding: L2-normalised mean over the first k chorus states.
+
+    Chorus rows are causal, so the first k of K are exactly what compressing with k gives.
+
+    Args:
+      chorus: float32 [B, K, D]. k: None is all K.
+      dim: the numbers past the first `dim` are 0 before normalising; None keeps all D.
+
+    Returns:
+      float32 [B, D].
+    """
+    count, width = chorus.shape[1:]
+    weight = (jnp.arange(count) < (count if k is None else k)).astype(jnp.float32)
+    mean = jnp.einsum("BKD,K->BD", chorus, weight / jnp.sum(weight))
+    if dim is not None:
+        mean = jnp.where(jnp.arange(width) < dim, mean, 0.0)
+    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 
 @struct.dataclass

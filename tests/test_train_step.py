@@ -18,8 +18,8 @@ from tiny_run import tiny_config
 from crem_jax import trees
 from crem_jax.data.pipeline import Stream
 from crem_jax.model import crem
-from crem_jax.train import step as step_module
-from crem_jax.train.losses import info_nce, language_modelling, positives
+from crem_jax.train import cross_entropy, joint
+from crem_jax.train.losses import info_nce
 from crem_jax.train.optim import decay_mask, make_optimizer, schedule
 from crem_jax.train.step import LossConfig, TrainState, init_params, loss_fn, train_step
 from crem_jax.types import Batch
@@ -120,7 +120,7 @@ def generation_by_hand(params, batch, memories, z: bool) -> float:
     def losses(params):
         hidden, _ = crem.decode(toy.config(), params, memories["picture"], target, rows)
         hidden = jnp.take_along_axis(hidden, target.answer_slot[..., None], axis=1)
-        return language_modelling(crem.logits(toy.config(), params, hidden), target.answer)[0]
+        return cross_entropy.plain(crem.logits(toy.config(), params, hidden), target.answer).loss
 
     real = target.answer >= 0
     each = np.asarray(losses(params))
@@ -139,10 +139,10 @@ def test_p_compressed_of_zero_or_one_trains_one_mode_alone(params, batch, memori
 
 def retrieval_by_hand(batch, memories, k, symmetric: bool) -> float:
     vectors = np.concatenate([memory.embedding(k) for memory in memories.values()])
-    wanted = positives(batch.positive_hash, batch.candidate_hash)
+    named = batch.positive_hash, batch.candidate_hash
     valid = batch.query_row >= 0, batch.candidate_row >= 0
     chosen = vectors[batch.query_row], vectors[batch.candidate_row]
-    return float(info_nce(*chosen, wanted, *valid, 0.1, symmetric)[0])
+    return float(info_nce(*chosen, *named, *valid, 0.1, symmetric)[0])
 
 
 def test_elastic_retrieval_weighs_the_whole_chorus_and_a_random_part_of_it(params, batch, memories):
@@ -163,7 +163,7 @@ def test_elastic_retrieval_weighs_the_whole_chorus_and_a_random_part_of_it(param
 
 
 def test_random_k_is_uniform_over_one_to_all():
-    drawn = np.asarray(step_module._random_k(KEY, (8000,), 4))
+    drawn = np.asarray(joint._random_k(KEY, (8000,), 4))
     counts = np.bincount(drawn, minlength=6)
     assert counts[0] == counts[5] == 0
     np.testing.assert_allclose(counts[1:5] / 8000, 0.25, atol=0.03)
@@ -205,9 +205,9 @@ def test_a_context_is_compressed_once_for_both_losses(batch, params, monkeypatch
     compressed = []
     compress = crem.compress
 
-    def counted(config, params, context):
+    def counted(config, params, context, vision=None):
         compressed.append(context.tokens.shape)
-        return compress(config, params, context)
+        return compress(config, params, context, vision)
 
     monkeypatch.setattr(crem, "compress", counted)
     jax.eval_shape(lambda p: loss_fn(p, batch, KEY, toy.config(), FULL), params)

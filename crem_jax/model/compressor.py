@@ -26,10 +26,12 @@ class Compressor(nn.Module):
     num_chorus: int
     image_token_id: int
 
-    def __call__(self, context: Context) -> Memory:
+    def __call__(self, context: Context, vision: jax.Array | None = None) -> Memory:
+        """vision: what the tower makes of the patches [B, P / merge², D], if it is known."""
         x = self.backbone.embed(context.tokens)
         if context.patches is not None:
-            x = self._insert(x, context.tokens, self.vision(context.patches))
+            vision = self.vision(context.patches) if vision is None else vision
+            x = self._insert(x, context.tokens, vision)
         slots = context.tokens.shape[1]
         hidden, kv = self.backbone(x, context.position, context_sight(context.region))
         return Memory(

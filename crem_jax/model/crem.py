@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from crem_jax import trees
 from crem_jax.config import ModelConfig
 from crem_jax.model.attention import implementation
 from crem_jax.model.backbone import Backbone
@@ -38,8 +39,11 @@ class Crem(nn.Module):
         self.compressor = Compressor(self.vision, self.backbone, cfg.num_chorus, cfg.image_token_id)
         self.decoder = Decoder(self.backbone)
 
-    def compress(self, context: Context) -> Memory:
-        return self.compressor(context)
+    def compress(self, context: Context, vision: jax.Array | None = None) -> Memory:
+        return self.compressor(context, vision)
+
+    def see(self, patches: Patches) -> jax.Array:
+        return self.vision(patches)
 
     def decode(
         self, memory: Memory, target: Target, z: jax.Array, cache: Cache | None = None
@@ -56,9 +60,16 @@ class Crem(nn.Module):
         return self.logits(hidden)
 
 
-def compress(config: ModelConfig, params: Params, context: Context) -> Memory:
+def compress(
+    config: ModelConfig, params: Params, context: Context, vision: jax.Array | None = None
+) -> Memory:
     """See `Compressor`."""
-    return Crem(config).apply({"params": params}, context, method=Crem.compress)
+    return _apply(config, params, Crem.compress, context, vision)
+
+
+def see(config: ModelConfig, params: Params, patches: Patches) -> jax.Array:
+    """Vision tokens [B, P / merge², D] that `compress` takes in place of its own."""
+    return _apply(config, params, Crem.see, patches)
 
 
 def decode(
@@ -70,12 +81,17 @@ def decode(
     cache: Cache | None = None,
 ) -> tuple[jax.Array, Cache | None]:
     """See `Decoder.__call__`."""
-    return Crem(config).apply({"params": params}, memory, target, z, cache, method=Crem.decode)
+    return _apply(config, params, Crem.decode, memory, target, z, cache)
 
 
 def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
     """[…, D] -> float32 […, V]."""
-    return Crem(config).apply({"params": params}, hidden, method=Crem.logits)
+    return _apply(config, params, Crem.logits, hidden)
+
+
+def head(config: ModelConfig, params: Params) -> jax.Array:
+    """The language-model head's table [V, D]: the logits are hidden · headᵀ."""
+    return params["backbone"]["embedding" if config.text.tie_embeddings else "head"]
 
 
 def boxed_init(config: ModelConfig, key: jax.Array) -> Params:
@@ -105,3 +121,12 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
 def abstract(config: ModelConfig) -> Params:
     """The parameters' shapes, dtypes and logical axes, with nothing allocated."""
     return jax.eval_shape(lambda: boxed_init(config, jax.random.key(0)))
+
+
+def axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Path -> logical axes of every parameter."""
+    return {path: leaf.names for path, leaf in trees.flatten(abstract(config)).items()}
+
+
+def _apply(config: ModelConfig, params: Params, method, *arguments):
+    return Crem(config).apply({"params": params}, *arguments, method=method)

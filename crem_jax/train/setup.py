@@ -19,8 +19,9 @@ from crem_jax.data.batch_spec import make_batch_spec
 from crem_jax.data.pipeline import Stream
 from crem_jax.data.prompt import Prompter
 from crem_jax.data.registry import make_sources
+from crem_jax.train.joint import LossConfig
 from crem_jax.train.optim import learning_rates, make_optimizer, schedule
-from crem_jax.train.step import LossConfig, init_params
+from crem_jax.train.step import init_params
 
 TOKENIZER_DIR = Path(__file__).parents[1] / "assets" / "tokenizer"
 _SPECIAL = {
@@ -118,4 +119,15 @@ def _loss(config: ConfigDict, model: ModelConfig) -> LossConfig:
     unknown = sorted(set(config.loss) - known)
     if unknown:
         raise ConfigError(f"unknown key loss.{unknown[0]}; known keys: {', '.join(sorted(known))}")
-    return LossConfig(**{"temperature": model.temperature, **config.loss})
+    values = {"temperature": model.temperature, **config.loss}
+    chunks = dict(values.get("chunk_rows") or {})
+    for name, rows in chunks.items():
+        if name not in config.data.buckets:
+            names = ", ".join(sorted(config.data.buckets))
+            raise ConfigError(f"loss.chunk_rows.{name}: no such bucket; data.buckets has {names}")
+        if rows < 1:
+            raise ConfigError(f"loss.chunk_rows.{name} = {rows} must be at least 1")
+    for dim in values.get("dims", ()):
+        if not 1 <= dim <= model.text.hidden_size:
+            raise ConfigError(f"loss.dims: {dim} is not in 1..{model.text.hidden_size}")
+    return LossConfig(**values | {"chunk_rows": tuple(sorted(chunks.items()))})

@@ -1,0 +1,163 @@
+"""The gradient of a batch that does not fit in memory, exactly (GradCache, arXiv 2101.06983).
+
+The contrastive loss ties all rows together, so chunks cannot be trained one by one. But it sees a
+row only through its chorus states, which are small:
+
+  pass 1   every chunk is compressed, without keeping activations      -> chorus [rows, K, D]
+  between  the loss over the global batch and its gradient by the chorus
+  pass 2   every chunk is compressed again, now with activations; the vector-Jacobian product with
+           the cached gradient gives its share of the parameters' gradient. Its answers are told
+           from the same memory, so that the generation loss costs no compression of its own.
+
+Both passes see the same z, k and d, and rows weigh as in the whole batch: the result is that of
+`jax.grad(loss_fn)`, with the memory of one chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from crem_jax import trees
+from crem_jax.config import ModelConfig
+from crem_jax.mesh import constrain
+from crem_jax.model import crem
+from crem_jax.train import joint
+from crem_jax.train.chunks import joined, part
+from crem_jax.train.joint import LossConfig, Told
+from crem_jax.train.losses import Metrics
+from crem_jax.types import Batch
+
+
+def loss_and_gradient(
+    trained: crem.Params,
+    frozen: crem.Params,
+    batch: Batch,
+    key: jax.Array,
+    model: ModelConfig,
+    loss: LossConfig,
+) -> tuple[Metrics, crem.Params]:
+    """The metrics of `loss_fn`, and its gradient by the trained parameters.
+
+    Args:
+      trained, frozen: `trees.merge` of them are the parameters.
+
+    Raises:
+      ValueError: `loss.chunk_rows` does not divide a bucket, or cannot be split over the devices.
+    """
+    parts = {name: _parts(name, batch, loss) for name in sorted(batch.contexts)}
+    chance = joint.draw(batch, key, model, loss)
+    total, metrics = jnp.float32(0), {}
+    axes = crem.axes(model)
+    gradient = _split(jax.tree.map(jnp.zeros_like, trained), axes)
+    seeds, seen = {}, {}
+    if loss.retrieval:
+        params = trees.merge(trained, frozen)
+        chorus = {}
+        for name, count in parts.items():
+            chorus[name], seen[name] = _compress(params, name, count, batch, model, loss)
+
+        def over_the_batch(log_temperature, chorus):
+            value, metrics = joint.retrieval(log_temperature, chorus, batch, chance, loss)
+            return loss.retrieval * value, metrics
+
+        (total, metrics), (by_temperature, seeds) = jax.value_and_grad(
+            over_the_batch, (0, 1), has_aux=True
+        )(joint.log_temperature(params), chorus)
+        if "loss" in trained:
+            gradient["loss"] = {"log_temperature": by_temperature}
+    told = {}
+    weights = joint.generation_weights(batch, loss)
+    for name, count in parts.items():
+        talks = loss.generation and name in batch.targets
+        if not talks and name not in seeds:
+            continue
+        rows = {"context": batch.contexts[name], "seed": seeds.get(name)}
+        if talks:
+            rows |= {"target": batch.targets[name], "weight": weights[name]}
+            rows |= {"z": chance.z[name], "kept": chance.kept.get(name)}
+        gradient, told_here = _backward(
+            trained, frozen, gradient, rows, seen.get(name), count, model, loss, axes
+        )
+        if talks:
+            told[name] = told_here
+    if told:
+        value, parts_of_it = joint.generation(told, batch, chance, loss)
+        total += loss.generation * value
+        metrics |= parts_of_it
+    return metrics | {"loss": total}, gradient
+
+
+def _compress(params, name: str, parts: int, batch: Batch, model, loss: LossConfig):
+    """Pass 1 of a bucket: chorus [B, K, D], and the stacked vision tokens if they are kept."""
+    context = batch.contexts[name]
+    keep = loss.cache_vision and context.patches is not None
+
+    def chunk(_, j):
+        here = _rows(context, parts, j)
+        vision = crem.see(model, params, here.patches) if keep else None
+        return None, (crem.compress(model, params, here, vision).chorus, vision)
+
+    _, (chorus, vision) = jax.lax.scan(chunk, None, jnp.arange(parts))
+    return constrain(joined(chorus), "batch", None, None), vision
+
+
+def _backward(trained, frozen, gradient, rows: dict[str, Any], seen, parts, model, loss, axes):
+    """Pass 2 of a bucket: adds its share to the gradient; returns that and `Told` of its rows."""
+
+    def chunk(gradient, j):
+        here = _rows(rows, parts, j)
+        vision = None if seen is None else jax.lax.dynamic_index_in_dim(seen, j, keepdims=False)
+
+        def share(trained) -> tuple[jax.Array, Told | None]:
+            params = trees.merge(trained, frozen)
+            memory = crem.compress(model, params, here["context"], vision)
+            value, told = jnp.float32(0), None
+            if here["seed"] is not None:
+                value += jnp.vdot(here["seed"], memory.chorus)
+            if "target" in here:
+                told = joint.tell(
+                    params, memory, here["target"], here["z"], here["kept"], model, loss
+                )
+                each = told.loss + loss.z_loss * told.square
+                value += jnp.vdot(here["weight"], each)
+            return value, told
+
+        (_, told), more = jax.value_and_grad(share, has_aux=True)(trained)
+        gradient = jax.tree.map(jnp.add, gradient, more)
+        return _split(gradient, axes), told
+
+    gradient, told = jax.lax.scan(chunk, gradient, jnp.arange(parts))
+    return gradient, joined(told)
+
+
+def _rows(tree: Any, parts: int, j: jax.Array) -> Any:
+    here = part(tree, parts, j)
+    return jax.tree.map(lambda x: constrain(x, "batch", *[None] * (x.ndim - 1)), here)
+
+
+def _parts(name: str, batch: Batch, loss: LossConfig) -> int:
+    rows = len(batch.contexts[name].tokens)
+    size = min(dict(loss.chunk_rows).get(name, rows), rows)
+    if rows % size:
+        raise ValueError(
+            f"loss.chunk_rows.{name} = {size} does not divide data.buckets.{name}.rows = {rows}"
+        )
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    if size % devices:
+        raise ValueError(
+            f"loss.chunk_rows.{name} = {size} cannot be split over the {devices} devices that "
+            "share the batch; expected a multiple"
+        )
+    return rows // size
+
+
+def _split(gradient: crem.Params, axes: dict[str, tuple[str, ...]]) -> crem.Params:
+    """Laid out like the parameters: the compiler would not see that from inside a loop."""
+    leaves = trees.flatten(gradient)
+    return trees.unflatten(
+        {path: constrain(x, *axes[path]) if path in axes else x for path, x in leaves.items()}
+    )

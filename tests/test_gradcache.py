@@ -1,0 +1,133 @@
+"""Chunks train like the whole batch: the same loss, the same gradients, less memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from crem_jax import trees
+from crem_jax.data.pipeline import Stream
+from crem_jax.train.gradcache import loss_and_gradient
+from crem_jax.train.joint import LossConfig, loss_fn
+from crem_jax.train.step import init_params
+from crem_jax.types import Batch
+
+KEY = jax.random.key(3)
+FULL = LossConfig(
+    temperature=0.1, learn_temperature=True, symmetric=True, dims=(8, 16), z_loss=1e-3
+)
+MODEL = toy.config().replace(text=dataclasses.replace(toy.config().text, num_layers=1))
+CHUNKS = (("picture", 2), ("text", 8))
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    """Hard negatives, several positives, padding, in two buckets."""
+    return Stream({"toy": toy.Toy()}, toy.SPEC, toy.prompter(), seed=0).batch(0)
+
+
+@pytest.fixture(scope="module")
+def params(seed):
+    make = jax.jit(lambda key: nn.meta.unbox(init_params(MODEL, FULL, key)))
+    return make(jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "frozen"))
+def gradient(params, batch, loss: LossConfig, frozen: frozenset[str] = frozenset()):
+    trained, still = trees.split(params, frozen)
+    if loss.chunk_rows:
+        return loss_and_gradient(trained, still, batch, KEY, MODEL, loss)
+
+    def whole(trained):
+        return loss_fn(trees.merge(trained, still), batch, KEY, MODEL, loss)
+
+    (_, metrics), gradient = jax.value_and_grad(whole, has_aux=True)(trained)
+    return metrics, gradient
+
+
+def assert_equal(got, expected):
+    (got_metrics, got_gradient), (metrics, whole) = got, expected
+    assert set(got_metrics) == set(metrics)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(got_metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    size = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(whole))
+    got_gradient, whole = trees.flatten(got_gradient), trees.flatten(whole)
+    assert set(got_gradient) == set(whole)
+    for path, leaf in whole.items():
+        np.testing.assert_allclose(
+            got_gradient[path] / size, leaf / size, rtol=0, atol=1e-5, err_msg=path
+        )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(vocab_chunk=512),
+        dict(generation=0.0, symmetric=False, elastic=0.0, dims=()),
+        dict(retrieval=0.0),
+    ],
+    ids=["everything", "retrieval alone", "generation alone"],
+)
+def test_chunks_have_the_loss_and_the_gradients_of_the_whole_batch(params, batch, changes):
+    loss = dataclasses.replace(FULL, **changes)
+    chunked = dataclasses.replace(loss, chunk_rows=CHUNKS)
+    assert_equal(gradient(params, batch, chunked), gradient(params, batch, loss))
+
+
+def test_frozen_pictures_are_seen_once_and_nothing_changes(params, batch):
+    frozen = frozenset(path for path in trees.flatten(params) if path.startswith("vision/"))
+    twice = dataclasses.replace(FULL, chunk_rows=CHUNKS)
+    once = dataclasses.replace(twice, cache_vision=True)
+    assert_equal(gradient(params, batch, once, frozen), gradient(params, batch, FULL, frozen))
+    patches = batch.contexts["picture"].patches.pixels.shape[1:]
+    assert passes(params, batch, once, frozen, patches) == 1
+    assert passes(params, batch, twice, frozen, patches) == 2
+
+
+def passes(params, batch, loss, frozen, patches) -> int:
+    """How often the first layer of the vision tower is in the step."""
+
+    def equations(jaxpr):
+        for equation in jaxpr.eqns:
+            yield equation
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                yield from equations(inner)
+
+    made = jax.make_jaxpr(lambda p: gradient(p, batch, loss, frozen))(params)
+    shape = (2, *patches)
+    return sum(
+        equation.primitive.name == "dot_general"
+        and any(v.aval.shape == shape for v in equation.invars)
+        for equation in equations(made.jaxpr)
+    )
+
+
+def temp_bytes(params, batch, loss: LossConfig) -> int:
+    compiled = gradient.lower(params, batch, loss).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_does_not_grow_with_the_batch(params, batch):
+    def times(count: int) -> Batch:
+        return jax.tree.map(lambda x: np.concatenate([x] * count), batch)
+
+    loss = dataclasses.replace(FULL, generation=0.0, dims=(), symmetric=False)
+    chunked = dataclasses.replace(loss, chunk_rows=CHUNKS)
+    growth = {
+        name: temp_bytes(params, times(8), one) - temp_bytes(params, batch, one)
+        for name, one in (("whole", loss), ("chunked", chunked))
+    }
+    assert growth["chunked"] < 0.1 * growth["whole"]
+
+
+def test_chunks_that_do_not_divide_their_bucket_are_refused(params, batch):
+    loss = dataclasses.replace(FULL, chunk_rows=(("picture", 3),))
+    with pytest.raises(ValueError, match=r"chunk_rows\.picture = 3 does not divide data\.buckets"):
+        gradient(params, batch, loss)
