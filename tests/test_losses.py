@@ -118,7 +118,7 @@ def test_candidates_in_blocks_give_the_gradients_of_all_at_once(sample, symmetri
         return jax.grad(loss, (0, 1, 2))(queries, candidates, temperature)
 
     whole, blocks = (by_vectors(*vectors, 0.1, at_once) for at_once in (9, 3))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), blocks, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), blocks, whole)
 
 
 def test_scores_of_all_pairs_never_exist_at_once():
