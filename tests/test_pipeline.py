@@ -296,7 +296,8 @@ def test_a_picture_shrinks_to_its_bucket_rather_than_take_a_much_larger_one():
         "large": BucketSpec(slots=140, patches=4 * 64, rows=2),
     }
     tall = record("a", Item(images=(np.zeros((64, 48, 3), np.uint8),)))  # 4 x 3 tokens
-    batcher = Batcher(dataclasses.replace(toy.SPEC, buckets=buckets), toy.prompter())
+    spec = dataclasses.replace(toy.SPEC, buckets=buckets, keep=0.75)
+    batcher = Batcher(spec, toy.prompter())
     filling = Filling(batcher)
     assert filling.add([batcher.sample(tall)]) == [True]
     assert filling.taken.used == {"large": 0, "small": 1, "text": 0}

@@ -65,7 +65,7 @@ class BatchSpec:
     batch: int = 0
     block: int = 1
     positives: int = 8
-    keep: float = 0.8
+    keep: float = 0.9
     carry: int = 0
 
     def __post_init__(self):

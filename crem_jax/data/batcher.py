@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from crem_jax.data.batch_spec import LEAST_KEPT, BatchSpec, BucketSpec
+from crem_jax.data.buckets import loss_of
 from crem_jax.data.prompt import Draft, Prompter
 from crem_jax.data.records import Record
 from crem_jax.data.rows import PromptError, TargetRow
@@ -100,7 +101,7 @@ class Batcher:
     ) -> str | None:
         """The bucket a context should go to, of those with free rows; None if there is none.
 
-        A picture goes where its size changes least (by padding, or by shrinking within `keep`).
+        A picture goes where least is lost, by padding or by shrinking within `keep`.
         What is `required` can also be shrunk further, and a text take a row meant for pictures.
         """
         ranks = []
@@ -117,10 +118,13 @@ class Batcher:
         if not draft.grids:
             fits = room >= 0 and (required or not capacity)
             return (_LAST_RESORT if capacity else 0.0) if fits else None
-        if room >= self.spec.keep * draft.visual:
-            return abs(math.log(capacity / draft.visual))
-        if required and room >= max(len(draft.grids), LEAST_KEPT * draft.visual):
-            return _LAST_RESORT * draft.visual / room
+        if room < len(draft.grids):
+            return None
+        used = sum(math.prod(grid) for grid in draft.shrunk(room))
+        if used >= self.spec.keep * draft.visual:
+            return loss_of(draft.visual, used, capacity)
+        if required and used >= LEAST_KEPT * draft.visual:
+            return _LAST_RESORT * draft.visual / used
         return None
 
     def room(self, draft: Draft, name: str) -> int:
