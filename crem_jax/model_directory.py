@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from crem_jax import checkpoint
+from crem_jax import checkpoint, lazy
 from crem_jax.config import ModelConfig
-from crem_jax.convert.huggingface import import_hf, open_hf
+from crem_jax.convert.huggingface import open_hf
 from crem_jax.model import crem
 
 Parts = tuple[ModelConfig, crem.Params, Any]
@@ -36,8 +36,11 @@ def load_parts(
     """
     if _is_run(directory):
         return checkpoint.load_model(directory, step, dtype=dtype, shardings=shardings)
-    config, params, tokenizer = import_hf(directory, dtype=dtype, shardings=shardings)
-    return config, params if shardings is not None else jax.device_put(params), tokenizer
+    config, params, tokenizer = open_hf(directory)
+    if shardings is None:
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: first, params)
+    return config, lazy.materialise(params, dtype, shardings), tokenizer
 
 
 def open_parts(directory: str | Path, step: int | str = "best") -> Parts:
