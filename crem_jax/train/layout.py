@@ -31,7 +31,7 @@ def check_rows(spec: BatchSpec, mesh: Mesh) -> None:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = {f"data.buckets.{name}.rows": bucket.rows for name, bucket in spec.buckets.items()}
     sizes["data.candidates"] = spec.candidates
-    sizes["data.records in all"] = sum(spec.records.values())
+    sizes["the queries of data (records or batch, and carry)"] = spec.queries
     for key, size in sizes.items():
         if size % ways:
             raise ConfigError(

@@ -1,0 +1,130 @@
+"""Compiles the training step of a config for a pod that is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import resource
+import time
+from collections.abc import Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from crem_jax import mesh as meshes
+from crem_jax.data.batch_spec import BatchSpec, make_batch_spec
+from crem_jax.plan import roofline
+from crem_jax.plan.batch import abstract_batch, check_fits, packed_spec
+from crem_jax.plan.chips import GIB, Pod
+from crem_jax.plan.hlo import Collective, collectives
+from crem_jax.train import layout
+from crem_jax.train.setup import make_objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one step needs. Figures are per chip; memory in GiB.
+
+    Attributes:
+      mesh: data, fsdp, tensor. sequences: rows of all buckets on one chip.
+      arguments: train state and batch. temporary: all else at its largest. peak: of the step;
+        None if it does not fit, and `needs` then is what the compiler would have needed.
+      estimate: None if it does not fit.
+    """
+
+    mesh: tuple[int, int, int]
+    sequences: float
+    peak: float | None
+    needs: float
+    arguments: float = 0.0
+    temporary: float = 0.0
+    collectives: tuple[Collective, ...] = ()
+    estimate: roofline.Estimate | None = None
+    compile_seconds: float = 0.0
+    compile_cpu_seconds: float = 0.0
+    host_peak_rss: float = 0.0
+
+    @property
+    def fits(self) -> bool:
+        return self.peak is not None
+
+
+def plan(
+    config: ConfigDict, pod: Pod, per_chip_batch: int = 0, mesh: Sequence[int] | None = None
+) -> Plan:
+    """Compiles `train_step` as `crem train` would run it on the pod; nothing is allocated.
+
+    Args:
+      per_chip_batch: packed sequences a chip (`plan.batch.SEQUENCE`); 0 takes the config's own
+        buckets.
+      mesh: data, fsdp, tensor; by default the config's.
+
+    Raises:
+      ConfigError: the batch does not divide over the mesh, or the config makes no sense.
+    """
+    objective = make_objective(config)
+    shape = layout.mesh_shape(mesh or config.mesh, len(pod.devices))
+    grid = pod.mesh(shape)
+    spec = make_batch_spec(config.data)
+    if per_chip_batch:
+        check_fits(objective.model)
+        spec = packed_spec(per_chip_batch * pod.chips)
+    layout.check_rows(spec, grid)
+    state = layout.abstract_state(objective, grid)
+    batch = abstract_batch(spec, objective.model, meshes.rows(grid))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    clock, cpu = time.perf_counter(), time.process_time()
+    with jax.set_mesh(grid):
+        lowered = layout.jit_step(objective, config.seed, shardings, grid).lower(state, batch)
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            needs = _out_of_memory(error)
+            return Plan(shape, _rows(spec, pod), None, needs * pod.per_chip)
+    clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+    memory = compiled.memory_analysis()
+    per_chip = pod.per_chip / GIB
+    found = collectives(compiled.as_text())
+    frozen = all(path in objective.frozen for path in objective.rates if path.startswith("vision/"))
+    return Plan(
+        mesh=shape,
+        sequences=_rows(spec, pod),
+        peak=memory.peak_memory_in_bytes * per_chip,
+        needs=memory.peak_memory_in_bytes * per_chip,
+        arguments=memory.argument_size_in_bytes * per_chip,
+        temporary=memory.temp_size_in_bytes * per_chip,
+        collectives=tuple(found),
+        estimate=roofline.estimate(
+            objective.model,
+            spec.buckets.values(),
+            pod.chip,
+            pod.chips,
+            pod.per_chip * sum(_wire(c) for c in found),
+            pod.per_chip * memory.argument_size_in_bytes,
+            frozen,
+        ),
+        compile_seconds=clock,
+        compile_cpu_seconds=cpu,
+        host_peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    )
+
+
+def _rows(spec: BatchSpec, pod: Pod) -> float:
+    return sum(bucket.rows for bucket in spec.buckets.values()) / pod.chips
+
+
+def _wire(collective: Collective) -> float:
+    """Bytes that leave a device: a reduction to all goes round twice."""
+    return collective.bytes * (2 if collective.kind == "all-reduce" else 1)
+
+
+_USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ")
+_UNITS = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}
+
+
+def _out_of_memory(error: Exception) -> float:
+    """GiB that the compiler would have needed; any other error is raised again."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    used = _USED.search(str(error))
+    return float(used[1]) * _UNITS[used[2]] if used else float("inf")

@@ -1,0 +1,91 @@
+"""Collectives of a compiled step, read from its HLO: kind, count and bytes, loops unrolled."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_WIDTH = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{?.*\{\s*$")
+_SHAPE = re.compile(r"\b(pred|bf16|f16|f32|f64|f8\w*|[su]\d+)\[([\d,]*)\]")
+_OPERATION = re.compile(r"= (.*?) ([a-z][a-z\-]*)\(")
+_CALLED = re.compile(r"\b(?:body|condition|calls|to_apply)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_TRIPS = re.compile(r'"?known_trip_count"?:?=?\{"?n"?:"?(\d+)"?\}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind in one step of one device.
+
+    Attributes:
+      count: how often one runs. bytes: of the larger side (input or result), summed.
+    """
+
+    kind: str
+    count: int
+    bytes: int
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """From the text of an optimised module; the largest first."""
+    counts: collections.Counter = collections.Counter()
+    sizes: collections.Counter = collections.Counter()
+    lines, entry = _computations(hlo)
+
+    def walk(name: str, times: int) -> None:
+        for line in lines.get(name, ()):
+            operation = _OPERATION.search(line)
+            if not operation:
+                continue
+            kind = operation[2].removesuffix("-start")
+            if kind in KINDS:
+                counts[kind] += times
+                sizes[kind] += times * max(_bytes(line), default=0)
+            trips = _TRIPS.search(line) if operation[2] == "while" else None
+            for called in _called(line):
+                walk(called, times * (int(trips[1]) if trips else 1))
+
+    walk(entry, 1)
+    found = [Collective(kind, counts[kind], sizes[kind]) for kind in counts]
+    return sorted(found, key=lambda c: -c.bytes)
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """Lines of each computation by its name, and the name of the entry."""
+    computations: dict[str, list[str]] = {}
+    entry, name = "", ""
+    for line in hlo.splitlines():
+        head = None if line.startswith((" ", "HloModule")) else _COMPUTATION.match(line)
+        if head:
+            name = head[2]
+            computations[name] = []
+            entry = name if head[1] else entry
+        elif name:
+            computations[name].append(line)
+    return computations, entry
+
+
+def _called(line: str) -> Iterator[str]:
+    yield from _CALLED.findall(line)
+    for group in _BRANCHES.findall(line):
+        yield from (name.strip().lstrip("%") for name in group.split(","))
+
+
+def _bytes(line: str) -> list[int]:
+    """Sizes of all the arrays in an instruction: results, and operands where they are typed."""
+    return [
+        math.prod(int(n) for n in dims.split(",") if n) * _width(kind)
+        for kind, dims in _SHAPE.findall(line.partition(", metadata=")[0])
+    ]
+
+
+def _width(kind: str) -> int:
+    if kind.startswith("f8"):
+        return 1
+    return _WIDTH.get(kind) or max(int(re.sub(r"\D", "", kind)) // 8, 1)

@@ -1,0 +1,42 @@
+"""Which batches and meshes fit a pod."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from crem_jax.config import ConfigError
+from crem_jax.plan.chips import Pod
+from crem_jax.plan.compile import Plan, plan
+
+
+def meshes(devices: int) -> list[tuple[int, int, int]]:
+    """Parameters split over all devices, over a quarter, and with their heads split in two."""
+    shapes = [(1, devices, 1)]
+    if devices % 4 == 0 and devices > 4:
+        shapes.append((4, devices // 4, 1))
+    if devices % 2 == 0 and devices > 2:
+        shapes.append((1, devices // 2, 2))
+    return shapes
+
+
+def sweep(config: ConfigDict, pod: Pod, first: int = 1) -> Iterator[Plan]:
+    """Plans of `first`, twice, four times … as many sequences a chip, until one does not fit.
+
+    A mesh on which the batch does not divide at first is left out.
+    """
+    for shape in meshes(len(pod.devices)):
+        batch = first
+        while True:
+            try:
+                found = plan(config, pod, batch, shape)
+            except ConfigError:
+                if batch > 4 * first:
+                    raise
+                batch *= 2
+                continue
+            yield found
+            if not found.fits:
+                break
+            batch *= 2

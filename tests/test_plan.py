@@ -1,0 +1,144 @@
+"""`crem plan` compiles the real shapes, and what it reads off the compiled step is right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from crem_jax.config import ConfigError, ModelConfig
+from crem_jax.data.batch_spec import BucketSpec
+from crem_jax.data.pipeline import Stream
+from crem_jax.flops import model_flops
+from crem_jax.plan.batch import SEQUENCE, abstract_batch, check_fits, packed_spec
+from crem_jax.plan.chips import CHIPS, find_pod
+from crem_jax.plan.hlo import collectives
+from crem_jax.plan.roofline import estimate
+from crem_jax.plan.sweep import meshes
+
+ROOT = Path(__file__).parents[1]
+
+HLO = """\
+HloModule jit_step, is_scheduled=true
+
+%fused (p: bf16[8,4]) -> bf16[8,16] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  ROOT %ag = bf16[8,16]{1,0} all-gather(bf16[8,4]{1,0} %p), dimensions={1}
+}
+
+%body (arg: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %arg = (s32[], bf16[8,4]{1,0}) parameter(0)
+  %f = bf16[8,16]{1,0} fusion(bf16[8,4]{1,0} %x), kind=kCustom, calls=%fused
+  %s = f32[2,4]{1,0:T(8,128)} reduce-scatter(f32[8,4]{1,0} %y), to_apply=%add, dimensions={0}
+}
+
+%cond (arg: (s32[], bf16[8,4])) -> pred[] {
+  %c = s32[] constant(28)
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %w = (s32[], bf16[8,4]) while(%t), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"28"}}
+  %r = (f32[4]{0}, f32[4]{0}) all-reduce-start(f32[4]{0} %a), to_apply=%add
+  %d = f32[4]{0} all-reduce-done((f32[4]{0}, f32[4]{0}) %r)
+}
+"""
+
+
+def test_collectives_are_counted_as_often_as_their_loops_run():
+    found = {each.kind: (each.count, each.bytes) for each in collectives(HLO)}
+    assert found == {
+        "all-gather": (28, 28 * 8 * 16 * 2),
+        "reduce-scatter": (28, 28 * 8 * 4 * 4),
+        "all-reduce": (1, 4 * 4),
+    }
+
+
+def test_the_planned_batch_has_the_shapes_of_a_real_one():
+    real = Stream({"toy": toy.Toy()}, toy.SPEC, toy.prompter(), seed=0).batch(0)
+    planned = abstract_batch(toy.SPEC, toy.config(), None)
+    assert jax.tree.structure(planned) == jax.tree.structure(real)
+    for a, b in zip(jax.tree.leaves(planned), jax.tree.leaves(real), strict=True):
+        assert (a.shape, a.dtype) == (np.shape(b), np.asarray(b).dtype)
+
+
+def test_a_packed_sequence_is_refused_where_the_model_cannot_hold_it():
+    with pytest.raises(ConfigError, match="1280 slots cannot hold 4096 vision tokens"):
+        vision = toy.config().vision
+        check_fits(toy.config().replace(vision=type(vision)(**{**vars(vision), "merge_size": 1})))
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v9:2x2", "v5e:2x", "16x16"])
+def test_an_unknown_topology_is_named(topology):
+    with pytest.raises(ConfigError, match=f"--topology '{topology}' is not KIND:SIZE"):
+        find_pod(topology)
+
+
+def test_a_step_is_bound_by_its_slowest_side():
+    chip, bucket = CHIPS["v5e"], BucketSpec(**{**vars(SEQUENCE), "rows": 8})
+    model = _model_2b()
+    free = estimate(model, [bucket], chip, 2, link_bytes=0, state_bytes=0)
+    assert 0.5 < free.utilisation <= 1
+    assert free.utilisation * free.seconds * chip.flops == pytest.approx(
+        model_flops(model, [bucket]).training() / 2
+    )
+    linked = estimate(model, [bucket], chip, 2, link_bytes=1e12, state_bytes=0)
+    assert linked.seconds == pytest.approx(5.0)
+    frozen = estimate(model, [bucket], chip, 2, 0, 0, frozen_vision=True)
+    assert frozen.seconds < free.seconds
+
+
+def _model_2b() -> ModelConfig:
+    sys.path.insert(0, str(ROOT / "configs"))
+    import common
+
+    return ModelConfig.from_dict(
+        {
+            **toy.config().to_dict(),
+            "text": common.TEXT["2b"],
+            "vision": common.VISION,
+            "num_chorus": 16,
+            "first_chorus_id": 151_657,
+            "remat": "full",
+        }
+    )
+
+
+def test_a_global_batch_is_so_many_sequences_a_chip():
+    spec = packed_spec(1024)
+    assert spec.buckets["sequence"].rows == spec.queries == spec.candidates == 1024
+
+
+def test_a_sweep_tries_meshes_that_use_every_device():
+    for devices in (4, 16, 256):
+        shapes = meshes(devices)
+        assert all(np.prod(shape) == devices for shape in shapes)
+        assert len(set(shapes)) == len(shapes) >= 2
+
+
+@pytest.mark.slow
+def test_a_step_compiles_for_a_pod_that_is_not_there():
+    """Needs libtpu, which the `dev` extra holds."""
+    assert importlib.util.find_spec("libtpu"), "pip install 'crem_jax[dev]'"
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    command = [sys.executable, "-m", "crem_jax", "plan", "--topology=v5e:2x2", "--json"]
+    command.append(f"--config={ROOT / 'configs' / 'qwen2_vl_2b.py'}:smoke")
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["fits"] and figures["chips"] == 4
+    assert 0 < figures["peak_hbm_gib"] < 1
+    assert figures["temporary_gib"] > 0 and figures["model_tflop_per_chip"] > 0
+    assert figures["collectives"]["all-gather"]["count"] > 0
+    assert 0 < figures["estimated_utilisation"] < 1
+    assert figures["compile_cpu_seconds"] > 0 and figures["host_peak_rss_gb"] > 0
