@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from crem_jax.config import DTYPES, ModelConfig
+from crem_jax.config import DTYPES, WEIGHTS, ModelConfig
 from crem_jax.data.prompt import Prompter
 from crem_jax.data.records import Item
 from crem_jax.data.rows import ContextRow, PromptError
@@ -19,6 +19,7 @@ from crem_jax.distributed import to_host
 from crem_jax.generate import decoding
 from crem_jax.generate.decoding import Sampling
 from crem_jax.model import crem
+from crem_jax.model.int8 import quantise
 from crem_jax.types import Context, Memory
 
 
@@ -190,21 +191,33 @@ class Model:
         return self.tokenizer.decode(kept, skip_special_tokens=True)
 
 
-def load(directory: str | Path, step: int | str = "best", dtype: str = "float32") -> Model:
+def load(
+    directory: str | Path,
+    step: int | str = "best",
+    dtype: str = "float32",
+    weights: str | None = None,
+) -> Model:
     """Opens a run directory (the best checkpoint unless `step` says "last" or a number) or a
     Hugging Face directory.
 
     Args:
       dtype: of the parameters and the arithmetic, "float32" or "bfloat16".
+      weights: "int8" holds the decoder's kernels as int8 (`model.int8`); None is as dtype says.
 
     Raises:
       FileNotFoundError, ValueError: it is neither, or is damaged; the message says how.
     """
-    from crem_jax.model_directory import load_parts
+    from crem_jax.model_directory import load_parts, open_parts
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    config, params, tokenizer = load_parts(directory, step, dtype=dtype)
+    if weights not in (None, *WEIGHTS):
+        raise ValueError(f"weights {weights!r} is not one of {', '.join(WEIGHTS)}")
+    if weights:
+        config, params, tokenizer = open_parts(directory, step)
+        params = jax.device_put(quantise(params, dtype))
+    else:
+        config, params, tokenizer = load_parts(directory, step, dtype=dtype)
     return Model(config.replace(dtype=dtype), params, tokenizer)
 
 

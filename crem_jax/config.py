@@ -11,6 +11,8 @@ STYLES = ("qwen2_vl", "qwen2_5_vl")
 
 
 DTYPES = ("float32", "bfloat16")
+WEIGHTS = ("int8",)
+"""Types that the decoder's weights can be served in beside the DTYPES."""
 """Types of parameters, weights and arithmetic."""
 
 

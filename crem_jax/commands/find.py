@@ -17,9 +17,10 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import add_model, positive
+    from crem_jax.commands.options import add_model, add_weights, positive
 
     add_model(parser)
+    add_weights(parser)
     parser.add_argument("words", metavar="WORDS", nargs="?", help="what to find")
     parser.add_argument("--image", metavar="FILE", help="a picture to find the like of")
     parser.add_argument(
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     from crem_jax.finding import rank_pictures
     from crem_jax.report.figures import retrieval_grid
 
-    model = load(args.model, args.step)
+    model = load(args.model, args.step, weights=args.weights)
     image = Path(args.image) if args.image else None
     query = Item(text=args.words or "", images=(image,) if image else ())
     ranking = rank_pictures(model, query, paths, args.k)

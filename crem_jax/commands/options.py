@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from crem_jax.config import DTYPES
+from crem_jax.config import DTYPES, WEIGHTS
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default="best",
         metavar="best|last|N",
         help="which checkpoint of a run (default: best)",
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """--weights of the verbs that serve a model."""
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        help="hold the decoder's weights in this type (default: float32)",
     )
 
 

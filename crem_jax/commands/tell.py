@@ -20,9 +20,17 @@ QUESTION = "What is this?"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import add_model, positive, share, temperature, whole
+    from crem_jax.commands.options import (
+        add_model,
+        add_weights,
+        positive,
+        share,
+        temperature,
+        whole,
+    )
 
     add_model(parser)
+    add_weights(parser)
     parser.add_argument("image", metavar="IMAGE", help="a picture, of any size and kind")
     parser.add_argument(
         "question", metavar="QUESTION", nargs="?", default=QUESTION, help=f"default: {QUESTION}"
@@ -48,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     from crem_jax.api import load
     from crem_jax.commands.output import print_json
 
-    model = load(args.model, args.step)
+    model = load(args.model, args.step, weights=args.weights)
     pieces = model.stream(
         {"image": Path(args.image), "text": args.question},
         compressed=args.compressed,

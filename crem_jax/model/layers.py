@@ -38,6 +38,8 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 class Dense(nn.Module):
     """y = x W + b with several output axes; float32 parameters, `dtype` arithmetic.
 
+    W may also be int8 with a `kernel_scale` of each output beside it (`model.int8`).
+
     Attributes:
       features: output shape. A tuple gives several axes (heads, head dimension).
       axes: logical names of the kernel's axes, contracted ones first.
@@ -69,6 +71,8 @@ class Dense(nn.Module):
             x.astype(self.dtype).reshape(-1, size), kernel.astype(self.dtype).reshape(size, -1)
         )
         y = y.reshape(rows + features)
+        if self.has_variable("params", "kernel_scale"):
+            y = (y * self.get_variable("params", "kernel_scale")).astype(self.dtype)
         if self.use_bias:
             names = tuple(self.axes[self.contract :])
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), names)
