@@ -24,7 +24,10 @@ OnBytes = Callable[[int], None]
 
 def handler(on_bytes: OnBytes | None = None) -> ocp.PyTreeCheckpointHandler:
     """An orbax handler that saves trees of LazyArrays and restores any tree of arrays as such."""
-    registry = type_handlers.create_type_handler_registry((LazyArray, _LazyHandler(on_bytes)))
+    registry = type_handlers.create_type_handler_registry(
+        (LazyArray, _LazyHandler(on_bytes)),
+        (jax.Array, type_handlers.ArrayHandler()),  # what training saves, to read its metadata
+    )
     # Weights are noise to a compressor: it would halve the speed to save a tenth of the disk.
     return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
 

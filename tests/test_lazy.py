@@ -83,6 +83,19 @@ def test_orbax_keeps_lazy_arrays_bit_by_bit_and_others_read_them(rng, tmp_path, 
     np.testing.assert_array_equal(plain["a"]["b"], tree["a"]["b"])
 
 
+def test_what_training_saves_is_read_lazily(rng, tmp_path):
+    import jax
+    import orbax.checkpoint as ocp
+
+    array = rng.standard_normal((9, 33)).astype(np.float32)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        saved = {"a": {"b": jax.device_put(array)}}
+        checkpointer.save(tmp_path / "x", args=ocp.args.StandardSave(saved))
+    back = orbax_lazy.load(tmp_path / "x")["a"]["b"]
+    assert isinstance(back, LazyArray)
+    np.testing.assert_array_equal(back[2:4, 5:], array[2:4, 5:])
+
+
 ON_A_MESH = """
 import json, sys
 import jax, numpy as np
