@@ -22,6 +22,7 @@ VERBS = {
     "tell": ("tell", "ask about a picture"),
     "prepare": ("prepare", "write training data as a sharded tfds data set"),
     "doctor": ("doctor", "check every record of training data"),
+    "synthesize": ("synthesize", "have a teacher write question-answer pairs on retrieval data"),
     "import": ("import_model", "turn a Hugging Face directory into a model directory"),
     "export": ("export_model", "turn a model into a Hugging Face directory"),
 }
@@ -108,7 +109,7 @@ def _parse(verb: str, command, argv: list[str]) -> argparse.Namespace:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:8}{what}" for verb, (_, what) in VERBS.items())
+    verbs = "\n".join(f"  {verb:11}{what}" for verb, (_, what) in VERBS.items())
     return (
         "usage: crem VERB …\n\n"
         "CREM: one model that finds pictures and tells about them.\n\n"
