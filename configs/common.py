@@ -102,8 +102,12 @@ def recipe(size: str, arg: str = "", **optim: Any) -> ConfigDict:
     )
     config.data = dict(
         sources=dict(
-            mmeb=dict(kind="mmeb", path="data/mmeb-train"),
-            sharegpt4v=dict(kind="sharegpt4v", path="data/sharegpt4v"),
+            mmeb=dict(kind="mmeb", path="data/mmeb-train", cap="vlm2vec-v2"),
+            sharegpt4v=dict(
+                kind="sharegpt",
+                path="data/sharegpt4v/sharegpt4v_instruct_gpt4-vision_cap100k.json",
+                image_root="data/sharegpt4v",
+            ),
         ),
         records=dict(mmeb=QUERIES, sharegpt4v=CHIPS),
         buckets=dict(

@@ -14,7 +14,10 @@ from cli_runner import crem
 from PIL import Image
 from toy import prompter
 
+from crem_jax.data.batch_spec import BatchSpec, BucketSpec
 from crem_jax.data.doctor import FAULTS, visual_tokens
+from crem_jax.data.pipeline import Skip, Stream
+from crem_jax.data.prompt import Prompter
 from crem_jax.data.registry import make_source
 from crem_jax.data.spec import parse_source
 
@@ -147,13 +150,24 @@ def mutated_sources(root: Path, rng: np.random.Generator, count: int) -> list[tu
     return files
 
 
+def skipped_in_training(kind: str, source, rows: Prompter, steps: int) -> list[Skip]:
+    """What so many batches of eight records skip."""
+    buckets = {
+        "text": BucketSpec(512, 0, 32, 512, 400),
+        "picture": BucketSpec(512, 64, 32, 512, 400),
+    }
+    spec = BatchSpec(buckets, candidates=40, records={kind: 8})
+    stream = Stream({kind: source}, spec, rows, seed=0)
+    return [skip for step in range(steps) for skip in stream.make(step)[1].skipped]
+
+
 def test_1000_mutants_are_named_and_stop_neither_the_doctor_nor_training(tmp_path, capsys, rng):
     text = dataclasses.replace(toy.config().text, max_positions=1 << 20)
     rows, seen = prompter(text=text), 0
     for kind, path in mutated_sources(tmp_path, rng, 1000):
         name = f"mmeb:{path.parent},subset=rows" if kind == "mmeb" else f"{kind}:{path}"
         out = tmp_path / f"{kind}-checked"
-        done = crem(capsys, "doctor", name, "--out", out, "--json", "--seconds", 30)
+        done = crem(capsys, "doctor", name, "--out", out, "--json", "--max_tokens", 300)
         assert done.code in (0, 1), done.err
         report = json.loads((out / "report.json").read_text())
         faults = lines(out / "quarantine.jsonl")
@@ -173,6 +187,10 @@ def test_1000_mutants_are_named_and_stop_neither_the_doctor_nor_training(tmp_pat
                 assert str(error)
         assert refused == named
         assert len(named) > len(source) / 4
+        skipped = skipped_in_training(kind, source, rows, steps=len(source) // 8)
+        indices = {skip.index for skip in skipped if skip.index >= 0}  # below 0: a negative
+        assert indices and indices <= {fault["record"] for fault in faults}
+        assert all(skip.reason and skip.id for skip in skipped)
         seen += len(source) + sum(source.left_out.values())
     assert seen == 1000
 

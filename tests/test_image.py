@@ -11,7 +11,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     smart_resize,
 )
 
-from crem_jax.data.image import PictureError, fit_size, open_picture, patchify, resize
+from crem_jax.data.image import PictureError, fit_size, open_picture, patchify, peek, resize
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -188,6 +188,23 @@ def test_truncated_picture_names_the_file(kind, part, tmp_path):
     path = tmp_path / f"a.{kind.lower()}"
     path.write_bytes(encoded[: int(len(encoded) * part)])
     assert re.match(f"{re.escape(str(path))}: is truncated or damaged: .", _refusal(path))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_a_damaged_picture_whose_size_was_read_before_is_refused_all_the_same(kind, rng):
+    whole = _encoded(Image.fromarray(_random_pixels(40, 30)), kind)
+    for _ in range(20):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(whole) // 4, len(whole), 3):
+            damaged[place] ^= 255
+        complaints = []
+        for prepared in (lambda data: data, lambda data: peek(data)[0]):
+            try:
+                open_picture(prepared(bytes(damaged)))
+                complaints.append(None)
+            except PictureError as error:
+                complaints.append(str(error).partition(":")[2])
+        assert bool(complaints[0]) == bool(complaints[1])
 
 
 def test_picture_truncated_before_it_reached_us_is_refused():

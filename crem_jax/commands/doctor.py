@@ -92,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
             (kind, str(count), next(_reasons(diagnosis, kind), ""))
             for kind, count in diagnosis.counts.items()
         ]
-        print_table(("fault", "records", "the first"), rows, report["source"])
+        if rows:
+            print_table(("fault", "records", "the first"), rows, report["source"])
         print(
             f"{report['good']} of {report['records']} records are good: "
             f"{args.out}/index.json; the others: {args.out}/quarantine.jsonl"

@@ -58,7 +58,7 @@ def peek(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> tuple[Picture, tu
         if not isinstance(picture, Image.Image):
             picture = _open_encoded(picture, name)
             picture.filename = name
-        turned = _orientation(picture) in _SIDEWAYS
+        turned = _orientation(picture, header=True) in _SIDEWAYS
         size = picture.size if turned else picture.size[::-1]
     _check_size(*size, name, max_pixels)
     return picture, size
@@ -281,7 +281,10 @@ def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
         )
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, header: bool = False) -> int:
+    """EXIF's orientation; with `header` only if it is known without decoding the picture."""
+    if header and image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode it to look behind the pixels, and not say if that fails
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # damaged EXIF is common and spoils no pixel

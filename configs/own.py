@@ -1,0 +1,38 @@
+"""Your own data on a small model from scratch; `:2b` is the full recipe on Qwen2-VL-2B.
+
+crem train --config=configs/own.py --config.data.sources.mine.path=pairs.jsonl --workdir=runs/mine
+
+Other kinds of sources and their arguments: docs/data.md. Copy this file and change what you like.
+"""
+
+from common import recipe
+from emoji import get_config as embedded
+from ml_collections import ConfigDict
+
+SOURCES = dict(mine=dict(kind="jsonl", path="pairs.jsonl"))
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    if arg == "2b":
+        config = recipe("2b", lr=2e-5)
+        config.data.sources, config.data.records = SOURCES, dict(mine=1024)
+        return config
+    if arg not in ("", "smoke"):
+        raise ValueError(f"unknown config option {arg!r}; expected 2b or smoke")
+    config = embedded()
+    config.evaluate = config.best_metric = ""  # there is nothing to measure it by yet
+    config.steps, config.eval_every = 300, 100
+    config.data = dict(
+        sources=SOURCES,
+        records=dict(mine=32),
+        buckets=dict(
+            text=dict(slots=80, patches=0, rows=128),
+            picture=dict(slots=80, patches=144, rows=32, target_slots=64, answers=32),
+        ),
+        candidates=96,
+        carry=8,
+    )
+    if arg == "smoke":
+        config.steps, config.eval_every, config.log_every = 4, 4, 1
+        config.model.text.num_layers = config.model.vision.depth = config.model.unroll = 1
+    return config
