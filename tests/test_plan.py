@@ -31,12 +31,18 @@ HloModule jit_step, is_scheduled=true
 
 %fused (p: bf16[8,4]) -> bf16[8,16] {
   %p = bf16[8,4]{1,0} parameter(0)
-  ROOT %ag = bf16[8,16]{1,0} all-gather(bf16[8,4]{1,0} %p), dimensions={1}
+  ROOT %ag = bf16[8,16]{1,0} all-gather(bf16[8,4]{1,0} %p), channel_id=3, dimensions={1}
+}
+
+%clone (p: bf16[8,4]) -> bf16[8,16] {
+  %p = bf16[8,4]{1,0} parameter(0)
+  ROOT %ag = bf16[8,16]{1,0} all-gather(bf16[8,4]{1,0} %p), channel_id=3, dimensions={1}
 }
 
 %body (arg: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
   %arg = (s32[], bf16[8,4]{1,0}) parameter(0)
   %f = bf16[8,16]{1,0} fusion(bf16[8,4]{1,0} %x), kind=kCustom, calls=%fused
+  %g = bf16[8,16]{1,0} fusion(bf16[8,4]{1,0} %x), kind=kCustom, calls=%clone
   %s = f32[2,4]{1,0:T(8,128)} reduce-scatter(f32[8,4]{1,0} %y), to_apply=%add, dimensions={0}
 }
 

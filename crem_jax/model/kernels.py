@@ -27,16 +27,16 @@ def splash(q: jax.Array, segments: Sequence[tuple[jax.Array, jax.Array, Sight]])
     keys, values, columns = [], [], []
     for k, v, sight in segments:
         last = sight is own
-        keys.append(_pad(k, 2, 3))
-        values.append(_pad(v, 2, 3))
+        keys.append(_pad(k, 2))
+        values.append(_pad(v, 2))
         columns.append(_pad(sight.columns, 1, fill=UNSEEN if last else HIDDEN))
     offset = sum(ids.shape[1] for ids in columns[:-1])
-    q = _pad(q * dim**-0.5, 2, 3)
+    q = _pad(q * dim**-0.5, 2)
     ids = _pad(jnp.broadcast_to(own.rows, (batch, rows)), 1, fill=UNSEEN)
     run = functools.partial(_splash, causal=own.causal, offset=offset, interpret=_interpreted())
     joined = (jnp.concatenate(x, axis=-2) for x in (keys, values))
     out = by_rows_and_heads(run, q, *joined, ids, jnp.concatenate(columns, axis=1))
-    return out[:, :, :rows, :dim].swapaxes(1, 2)
+    return out[:, :, :rows].swapaxes(1, 2)
 
 
 def _splash(q, k, v, rows, columns, *, causal: bool, offset: int, interpret: bool) -> jax.Array:

@@ -16,6 +16,7 @@ _SHAPE = re.compile(r"\b(pred|bf16|f16|f32|f64|f8\w*|[su]\d+)\[([\d,]*)\]")
 _OPERATION = re.compile(r"= (.*?) ([a-z][a-z\-]*)\(")
 _CALLED = re.compile(r"\b(?:body|condition|calls|to_apply)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _TRIPS = re.compile(r'"?known_trip_count"?:?=?\{"?n"?:"?(\d+)"?\}')
 
 
@@ -33,7 +34,12 @@ class Collective:
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """From the text of an optimised module; the largest first."""
+    """From the text of an optimised module; the largest first.
+
+    The compiler spreads a collective over several fusions, to hide it behind their arithmetic; its
+    channel tells that they are one.
+    """
+    channels: set[str] = set()
     counts: collections.Counter = collections.Counter()
     sizes: collections.Counter = collections.Counter()
     lines, entry = _computations(hlo)
@@ -44,7 +50,10 @@ def collectives(hlo: str) -> list[Collective]:
             if not operation:
                 continue
             kind = operation[2].removesuffix("-start")
-            if kind in KINDS:
+            channel = _CHANNEL.search(line)
+            known = channel and channel[1] in channels
+            if kind in KINDS and not known:
+                channels |= {channel[1]} if channel else set()
                 counts[kind] += times
                 sizes[kind] += times * max(_bytes(line), default=0)
             trips = _TRIPS.search(line) if operation[2] == "while" else None
