@@ -47,12 +47,11 @@ HloModule jit_step, is_scheduled=true
 }
 
 %cond (arg: (s32[], bf16[8,4])) -> pred[] {
-  %c = s32[] constant(28)
+  %c = s32[]{:T(128)} constant(28)
 }
 
 ENTRY %main (a: f32[4]) -> f32[4] {
-  %w = (s32[], bf16[8,4]) while(%t), condition=%cond, body=%body, \
-backend_config={"known_trip_count":{"n":"28"}}
+  %w = (s32[], bf16[8,4]) while(%t), condition=%cond, body=%body
   %r = (f32[4]{0}, f32[4]{0}) all-reduce-start(f32[4]{0} %a), to_apply=%add
   %d = f32[4]{0} all-reduce-done((f32[4]{0}, f32[4]{0}) %r)
 }

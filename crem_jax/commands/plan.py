@@ -22,7 +22,8 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
-        "crem plan --config=FILE.py[:OPTION] --topology=KIND:SIZE [--per_chip_batch=N] [--sweep] "
+        "crem plan --config=FILE.py[:OPTION] --topology=KIND:SIZE [--per_chip_batch=N] [--chunk=N] "
+        "[--sweep] "
         "[--config.KEY=VALUE …] [--json]"
     )
     parser.add_argument(
@@ -43,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="N",
         help="packed sequences a chip (default: the config's own buckets)",
+    )
+    parser.add_argument(
+        "--chunk",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="of --per_chip_batch, so many in memory at a time (GradCache; default: all)",
     )
     parser.add_argument(
         "--sweep",
@@ -67,12 +75,12 @@ def run(args: argparse.Namespace) -> None:
     print(report.heading(args.config, pod), flush=True)
     if args.sweep:
         rows: list[dict[str, Any]] = []
-        for found in sweep(config, pod, args.per_chip_batch or 1):
+        for found in sweep(config, pod, args.per_chip_batch or 1, args.chunk):
             print(report.line(found, pod), flush=True)
             rows.append(report.figures(found, pod))
         result: dict[str, Any] = {"topology": pod.topology, "sweep": rows}
     else:
-        found = plan(config, pod, args.per_chip_batch)
+        found = plan(config, pod, args.per_chip_batch, args.chunk)
         print(report.text(found, pod))
         result = report.figures(found, pod)
     if args.json:

@@ -50,13 +50,18 @@ class Plan:
 
 
 def plan(
-    config: ConfigDict, pod: Pod, per_chip_batch: int = 0, mesh: Sequence[int] | None = None
+    config: ConfigDict,
+    pod: Pod,
+    per_chip_batch: int = 0,
+    chunk: int = 0,
+    mesh: Sequence[int] | None = None,
 ) -> Plan:
     """Compiles `train_step` as `crem train` would run it on the pod; nothing is allocated.
 
     Args:
       per_chip_batch: packed sequences a chip (`plan.batch.SEQUENCE`); 0 takes the config's own
         buckets.
+      chunk: packed sequences a chip in memory at a time (`train.gradcache`); 0 is all.
       mesh: data, fsdp, tensor; by default the config's.
 
     Raises:
@@ -69,6 +74,9 @@ def plan(
     if per_chip_batch:
         check_fits(objective.model)
         spec = packed_spec(per_chip_batch * pod.chips)
+        rows = tuple((name, chunk * pod.chips) for name in spec.buckets if chunk)
+        loss = dataclasses.replace(objective.loss, chunk_rows=rows)
+        objective = dataclasses.replace(objective, loss=loss)
     layout.check_rows(spec, grid)
     state = layout.abstract_state(objective, grid)
     batch = abstract_batch(spec, objective.model, meshes.rows(grid))

@@ -17,7 +17,8 @@ _OPERATION = re.compile(r"= (.*?) ([a-z][a-z\-]*)\(")
 _CALLED = re.compile(r"\b(?:body|condition|calls|to_apply)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
-_TRIPS = re.compile(r'"?known_trip_count"?:?=?\{"?n"?:"?(\d+)"?\}')
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +54,12 @@ def collectives(hlo: str) -> list[Collective]:
             channel = _CHANNEL.search(line)
             known = channel and channel[1] in channels
             if kind in KINDS and not known:
-                channels |= {channel[1]} if channel else set()
+                channels.update([channel[1]] if channel else [])
                 counts[kind] += times
                 sizes[kind] += times * max(_bytes(line), default=0)
-            trips = _TRIPS.search(line) if operation[2] == "while" else None
+            trips = _trips(line, lines) if operation[2] == "while" else 1
             for called in _called(line):
-                walk(called, times * (int(trips[1]) if trips else 1))
+                walk(called, times * trips)
 
     walk(entry, 1)
     found = [Collective(kind, counts[kind], sizes[kind]) for kind in counts]
@@ -78,6 +79,13 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
         elif name:
             computations[name].append(line)
     return computations, entry
+
+
+def _trips(line: str, lines: dict[str, list[str]]) -> int:
+    """How often a loop runs: its condition compares the index with the only constant there."""
+    condition = _CONDITION.search(line)
+    limits = [int(n) for each in lines.get(condition[1], ()) for n in _LIMIT.findall(each)]
+    return limits[0] if len(limits) == 1 else 1
 
 
 def _called(line: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ def meshes(devices: int) -> list[tuple[int, int, int]]:
     return shapes
 
 
-def sweep(config: ConfigDict, pod: Pod, first: int = 1) -> Iterator[Plan]:
+def sweep(config: ConfigDict, pod: Pod, first: int = 1, chunk: int = 0) -> Iterator[Plan]:
     """Plans of `first`, twice, four times … as many sequences a chip, until one does not fit.
 
     A mesh on which the batch does not divide at first is left out.
@@ -30,7 +30,7 @@ def sweep(config: ConfigDict, pod: Pod, first: int = 1) -> Iterator[Plan]:
         batch = first
         while True:
             try:
-                found = plan(config, pod, batch, shape)
+                found = plan(config, pod, batch, chunk, shape)
             except ConfigError:
                 if batch > 4 * first:
                     raise
