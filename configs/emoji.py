@@ -22,6 +22,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 1120
     config.log_every = 20
     config.eval_every = 560
+    config.checkpoint_every = 560
+    config.max_nonfinite = 10  # so many skipped steps in a row end the run
     config.best_metric = "eval/validation_name_p5"
     config.evaluate = "emoji"
     config.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 is whatever is left
@@ -93,7 +95,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     for option in options:
         if option == "smoke":
-            config.steps, config.eval_every, config.log_every = 4, 4, 1
+            config.steps, config.log_every = 4, 1
+            config.eval_every = config.checkpoint_every = 4
             config.model.text.num_layers = config.model.vision.depth = config.model.unroll = 1
             config.data.records = dict(emoji=8, scenes=2)
             config.data.candidates = 14

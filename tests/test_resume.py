@@ -1,121 +1,137 @@
-"""`kill -9` in the middle of training and the same command again: the run it would have been."""
+"""Whatever ends a run, the same command again makes it the run it would have been, bit by bit."""
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from tiny_run import tiny_config
+from tiny_run import finish, saved, start, tiny_config, until
 
 from crem_jax.checkpoint import load_model
+from crem_jax.train.faults import PREEMPTED
 from crem_jax.train.loop import train
 from crem_jax.train.meter import MEASURES
 from crem_jax.train.metrics import MetricsLog, read_metrics
 
-SCRIPT = Path(__file__).with_name("tiny_run.py")
-STEPS = 12
+STEPS = 24
 
 
-def start(workdir: Path, cache: Path) -> subprocess.Popen:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(SCRIPT.parents[1]),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    command = [sys.executable, str(SCRIPT), str(workdir), str(STEPS)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+def is_saving(workdir: Path) -> bool:
+    """Whether a checkpoint is being written: orbax does so under another name."""
+    return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
 
 
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-
-
-def kill_after(process: subprocess.Popen, workdir: Path, step: int) -> int:
-    """Kills the run once it has logged `step`; returns the last step it logged."""
-    deadline = time.monotonic() + 300
-    while not any(line["step"] >= step for line in read_metrics(workdir / "metrics.jsonl")):
-        assert process.poll() is None, process.stderr.read()[-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+def kill(process, workdir: Path) -> int:
+    """Kills the run; returns the last step it logged."""
+    assert process.poll() is None, process.stderr.read()[-3000:]
+    process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    return int(read_metrics(workdir / "metrics.jsonl")[-1]["step"])
+    return logged(workdir)
 
 
-def saved(workdir: Path) -> tuple[dict, dict]:
-    """Parameters and optimiser state of the last step."""
-    with ocp.CheckpointManager(workdir.absolute() / "checkpoints") as manager:
-        assert manager.latest_step() == STEPS
-        items = manager.restore(
-            STEPS,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore()
-            ),
-        )
-    return items.params, items.optimizer
+def logged(workdir: Path) -> int:
+    return max((int(line["step"]) for line in read_metrics(workdir / "metrics.jsonl")), default=0)
+
+
+def checkpoints(workdir: Path) -> list[int]:
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> tuple[Path, Path, int]:
-    """An uninterrupted run, one that was killed and continued, and the step it was killed at."""
+def runs(tmp_path_factory, compiled) -> SimpleNamespace:
+    """An uninterrupted run, and one that is killed, killed in a save, preempted and damaged."""
     root = tmp_path_factory.mktemp("resume")
-    whole, killed = root / "whole", root / "killed"
-    finish(start(whole, root / "cache"))
-    at = kill_after(start(killed, root / "cache"), killed, 5)
-    finish(start(killed, root / "cache"))
-    return whole, killed, at
+    whole, run = root / "whole", root / "run"
+    finish(start(whole, compiled, STEPS))
+
+    process = start(run, compiled, STEPS)
+    until(process, run, 5)
+    killed = kill(process, run)
+
+    process = start(run, compiled, STEPS, "data.workers=2")
+    until(process, run, killed + 1)
+    while not is_saving(run):
+        assert process.poll() is None, process.stderr.read()[-3000:]
+    killed_saving = kill(process, run)
+    was_saving = is_saving(run)
+
+    process = start(run, compiled, STEPS)
+    until(process, run, killed_saving)
+    process.terminate()
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == PREEMPTED, errors[-3000:]
+    kept, preempted = checkpoints(run), logged(run)
+
+    for path in (run / "checkpoints" / str(preempted) / "params").rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[:50])
+    process = start(run, compiled, STEPS)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return SimpleNamespace(
+        whole=whole,
+        run=run,
+        killed=(killed, killed_saving),
+        was_saving=was_saving,
+        kept=kept,
+        preempted=preempted,
+        notice=errors,
+    )
 
 
-def test_a_killed_run_that_goes_on_ends_bit_equal_to_an_uninterrupted_one(runs):
-    whole, killed, at = runs
-    assert 5 <= at < STEPS
-    expected, got = saved(whole), saved(killed)
+def check_equal(run: Path, whole: Path, steps: int) -> None:
+    expected, got = saved(whole, steps), saved(run, steps)
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, got, expected)
-    first, second = load_model(whole, "last")[1], load_model(killed, "last")[1]
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-
-
-def test_a_resumed_run_logs_every_step_once_and_the_same_losses(runs):
-    whole, killed, _ = runs
     lines = [
         [{k: v for k, v in line.items() if k not in MEASURES} for line in read_metrics(p)]
-        for p in (whole / "metrics.jsonl", killed / "metrics.jsonl")
+        for p in (whole / "metrics.jsonl", run / "metrics.jsonl")
     ]
-    assert [line["step"] for line in lines[1]] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines[1]] == list(range(1, steps + 1))
     assert lines[0] == lines[1]
 
 
+def test_a_run_that_was_stopped_in_every_way_ends_bit_equal_to_an_uninterrupted_one(runs):
+    assert 5 <= runs.killed[0] < runs.killed[1] <= runs.preempted < STEPS
+    assert runs.was_saving
+    check_equal(runs.run, runs.whole, STEPS)
+    first, second = (load_model(run, "last")[1] for run in (runs.whole, runs.run))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_sigterm_saves_the_step_it_comes_in(runs):
+    assert runs.kept[-1] == runs.preempted
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_is_used(runs):
+    before, newest = runs.kept
+    assert re.search(
+        rf"checkpoint {newest} is damaged.*goes on from checkpoint {before}", runs.notice
+    )
+    assert (runs.run / "checkpoints-damaged" / str(newest)).is_dir()
+
+
 def test_a_finished_run_is_left_as_it_is(runs):
-    whole, _, _ = runs
-    before = (whole / "metrics.jsonl").read_text()
-    model = train(tiny_config(STEPS), whole)
-    assert (whole / "metrics.jsonl").read_text() == before
-    jax.tree.map(np.testing.assert_array_equal, model.params, load_model(whole, "last")[1])
+    before = (runs.whole / "metrics.jsonl").read_text()
+    model = train(tiny_config(STEPS), runs.whole)
+    assert (runs.whole / "metrics.jsonl").read_text() == before
+    jax.tree.map(np.testing.assert_array_equal, model.params, load_model(runs.whole, "last")[1])
 
 
 @pytest.mark.parametrize("key", ["seed", "optim.lr", "data.candidates"])
 def test_another_config_in_the_same_workdir_is_refused_by_its_key(runs, key):
-    whole, _, _ = runs
     config = tiny_config(STEPS)
     config.update_from_flattened_dict({key: 32})
     with pytest.raises(ValueError, match=rf"another config \(different: {re.escape(key)}\)"):
-        train(config, whole)
+        train(config, runs.whole)
 
 
 def test_metrics_past_the_restored_step_and_a_line_cut_off_are_dropped(tmp_path):
@@ -125,3 +141,52 @@ def test_metrics_past_the_restored_step_and_a_line_cut_off_are_dropped(tmp_path)
     log.write(2, {"loss": 2.5})
     log.close()
     assert read_metrics(path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_at_twenty_random_moments(tmp_path, compiled, rng, workers):
+    """Any time after the start, every third one while a checkpoint is being written."""
+    steps, run, saving = 160, tmp_path / "run", 0
+    words = (f"data.workers={workers}",)
+    finish(start(tmp_path / "whole", compiled, steps, *words))
+    for moment in range(20):
+        process = start(run, compiled, steps, *words)
+        if moment % 3 == 0:
+            until(process, run, logged(run) + 1)
+            while not is_saving(run):
+                assert process.poll() is None, process.stderr.read()[-3000:]
+        else:
+            until(process, run, max(logged(run) - 1, 0) + int(rng.integers(0, 5)))
+            time.sleep(rng.uniform(0, 0.2))
+        at = kill(process, run)
+        saving += is_saving(run)
+        print(f"killed after step {at}{' in a save' if is_saving(run) else ''}")
+    finish(start(run, compiled, steps, *words))
+    assert saving >= 5
+    check_equal(run, tmp_path / "whole", steps)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_ends_and_names_the_records(tmp_path, compiled):
+    process = start(tmp_path, compiled, STEPS, "optim.lr=1e38")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "3 steps in a row (config.max_nonfinite)" in errors and "toy:toy-" in errors
+    skipped = [line["skipped_steps"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert skipped[-2:] == [1, 1]
+
+
+@pytest.mark.slow
+def test_a_data_worker_that_dies_ends_the_run_with_an_error(tmp_path, compiled):
+    import psutil
+
+    process = start(tmp_path, compiled, 5000, "data.workers=2")
+    until(process, tmp_path, 2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode not in (0, -signal.SIGKILL)
+    assert "worker" in errors.lower()

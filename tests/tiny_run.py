@@ -1,18 +1,27 @@
 """`configs/emoji.py` made tiny and fed with `toy.Toy`; as a script it trains in its own process.
 
-python tests/tiny_run.py WORKDIR [steps]
+python tests/tiny_run.py WORKDIR STEPS [KEY=JSON …] [--distributed=HOST:PORT,N,I]
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import toy
 from ml_collections import ConfigDict
 
 from crem_jax.data import registry
+from crem_jax.train.metrics import read_metrics
 
 registry.SOURCES = {**registry.SOURCES, "toy": toy.Toy}
 CONFIG = Path(__file__).parents[1] / "configs" / "emoji.py"
@@ -25,6 +34,7 @@ def tiny_config(steps: int = 12) -> ConfigDict:
     spec.loader.exec_module(module)
     config = module.get_config()
     config.steps, config.log_every, config.eval_every = steps, 1, 2
+    config.max_nonfinite, config.checkpoint_every = 3, 2
     config.optim.update(name="adamw", warmup=2)
     config.model.text.update(
         hidden_size=32,
@@ -44,11 +54,105 @@ def tiny_config(steps: int = 12) -> ConfigDict:
         records=dict(toy.SPEC.records),
         buckets={name: vars(bucket) for name, bucket in toy.SPEC.buckets.items()},
         candidates=toy.SPEC.candidates,
+        workers=0,
+        shards=0,
     )
     return config
 
 
-if __name__ == "__main__":
+def start(
+    workdir: Path, cache: Path, steps: int, *words: str, devices: int = 1
+) -> subprocess.Popen:
+    """Trains in a process of its own.
+
+    Args:
+      cache: of compiled code, so that only the first of several runs compiles.
+      words: KEY=JSON to change keys of the config, or --distributed=….
+      devices: so many pretended ones.
+    """
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(CONFIG.parents[1]),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    command = [sys.executable, __file__, str(workdir), str(steps), *words]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def start_several(workdir: Path, cache: Path, steps: int, count: int, *words: str, devices: int):
+    """The same run on `count` processes of `devices` devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            workdir,
+            cache,
+            steps,
+            *words,
+            f"--distributed=127.0.0.1:{port},{count},{i}",
+            devices=devices,
+        )
+        for i in range(count)
+    ]
+
+
+def until(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    """Waits until the run has logged `step`."""
+    while not any(line["step"] >= step for line in read_metrics(workdir / "metrics.jsonl")):
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        time.sleep(0.002)
+
+
+def finish(*processes: subprocess.Popen) -> None:
+    """Waits for processes that must succeed."""
+    for process in processes:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors[-3000:]
+
+
+def saved(workdir: Path, step: int) -> tuple[dict, dict]:
+    """Parameters and optimiser state of the last step, which must be `step`, as numpy arrays."""
+    folder = workdir.absolute() / "checkpoints"
+    assert max(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) == step
+
+    def read(item: str) -> dict:
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(folder / str(step) / item).item_metadata.tree
+            wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return reader.restore(folder / str(step) / item, restore_args=wanted)
+
+    return read("params"), read("optimizer")
+
+
+def main(workdir: str, steps: str, *words: str) -> int:
+    """What `crem train` does, with the tiny config."""
+    from crem_jax import distributed
+    from crem_jax.train.faults import PREEMPTED, Preempted
     from crem_jax.train.loop import train
 
-    train(tiny_config(*map(int, sys.argv[2:])), sys.argv[1])
+    joins = [w.removeprefix("--distributed=") for w in words if w.startswith("--distributed=")]
+    distributed.start(*(joins or ["off"]))
+    config = tiny_config(int(steps))
+    for word in words:
+        key, _, value = word.partition("=")
+        if not key.startswith("--"):
+            config.update_from_flattened_dict({key: json.loads(value)})
+    try:
+        train(config, workdir)
+    except Preempted:
+        return PREEMPTED
+    except Exception as error:
+        if joins:
+            distributed.abort(error, 1)
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

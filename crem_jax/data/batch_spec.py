@@ -127,7 +127,7 @@ class BatchSpec:
         )
 
 
-SETTINGS = ("sources", "workers", "threads", "max_bad_fraction", "fast_jpeg")
+SETTINGS = ("sources", "shards", "workers", "threads", "max_bad_fraction", "fast_jpeg")
 """Keys of the `data` section that are not about the shape of a batch."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +126,15 @@ class BatchIterator(grain.DatasetIterator):
         self._step, self._seen, self._skipped = state["step"], state["seen"], state["skipped"]
         self._carried = [Place(*place) for place in state["carried"]]
         self._sums.clear()
-        if self._log is not None and self._log.exists():
-            kept = [line for line in _lines(self._log) if line["step"] < self._step]
-            self._log.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def _source(self) -> grain.DatasetIterator:
         """The loader from the current step on, started when first needed."""
         if self._made is None:
             if self._options["workers"] and not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads flags, which a library cannot parse
+            if self._log is not None and self._log.exists():
+                kept = [line for line in _lines(self._log) if line["step"] < self._step]
+                self._log.write_text("".join(json.dumps(line) + "\n" for line in kept))
             dataset = self.stream.loaded(self.steps, self._step, **self._options)
             self._made = iter(dataset)
         return self._made
@@ -174,20 +173,6 @@ class BatchIterator(grain.DatasetIterator):
                 f"data.max_bad_fraction = {self._max_bad}; the last is {last.id!r} of "
                 f"{last.source!r}: {last.reason}{where}"
             )
-
-
-def iterate(
-    stream: Stream, data: Mapping[str, Any], steps: int, workdir: str | Path, first: int = 0
-) -> BatchIterator:
-    """The batches of a run from step `first` on, loaded as its `data` section says.
-
-    Records skipped are named in WORKDIR/bad_records.jsonl, those of further processes in
-    bad_records-PROCESS.jsonl.
-    """
-    settings = {key: data[key] for key in ("workers", "threads", "max_bad_fraction") if key in data}
-    suffix = f"-{stream.process}" if stream.process else ""
-    log = Path(workdir) / f"bad_records{suffix}.jsonl"
-    return BatchIterator(stream, steps, first, log=log, **settings)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -86,6 +86,10 @@ class Stream:
         place = self.process, self.processes
         return Stream, (self.sources, self.spec, self.prompter, self.seed, *place)
 
+    def shard(self, number: int, total: int) -> Stream:
+        """The same stream, cut into `total` shares, of which this is one."""
+        return Stream(self.sources, self.spec, self.prompter, self.seed, number, total)
+
     def places(self, step: int) -> list[Place]:
         """This process's new samples of one step."""
         return self.mixture.batch(step)[self.process :: self.processes]

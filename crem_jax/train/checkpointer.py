@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from crem_jax import distributed
 from crem_jax.checkpoint import score
+from crem_jax.data.shards import Shards
 from crem_jax.train.step import TrainState
 
 KEPT = 2
@@ -48,7 +50,7 @@ class Checkpointer:
         self,
         step: int,
         state: TrainState,
-        stream: grain.DatasetIterator,
+        stream: Shards,
         metrics: dict[str, float] | None = None,
     ) -> None:
         """Starts a save; returns when the state has been copied to the host.
@@ -59,7 +61,7 @@ class Checkpointer:
         items = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave(_flat(state)),
-            "data": grain.checkpoint.CheckpointSave(stream),
+            "data": grain.checkpoint.CheckpointSave(_Position(stream)),
         }
         scored = {"score": metrics[self.metric]} if metrics and self.metric else None
         with self._writing():
@@ -71,16 +73,14 @@ class Checkpointer:
         most = KEPT + bool(self.metric) + 1
         return size * max(most - len(self.manager.all_steps()), 1)
 
-    def restore(
-        self, state: TrainState, stream: grain.DatasetIterator
-    ) -> tuple[TrainState, int, bool] | None:
+    def restore(self, state: TrainState, stream: Shards) -> tuple[TrainState, int, bool] | None:
         """The newest checkpoint that is whole, or None if there is none at all.
 
         Damaged ones that are newer are moved to RUN/checkpoints-damaged, with a notice.
 
         Args:
           state: ShapeDtypeStructs with the shardings wanted; those it was saved with may differ.
-          stream: is moved to where the checkpoint left it, if as many processes saved it.
+          stream: is moved to where the checkpoint left it, if that knows its shards.
 
         Returns:
           The state, its step, and whether the stream was moved there too.
@@ -104,7 +104,7 @@ class Checkpointer:
             raise ValueError(f"every checkpoint in {self.directory} is damaged: {listed}")
         return None
 
-    def _restore(self, step: int, state: TrainState, stream: Any) -> tuple[TrainState, bool]:
+    def _restore(self, step: int, state: TrainState, stream: Shards) -> tuple[TrainState, bool]:
         """Reads item by item, without the manager's barriers: one process alone may fail here."""
         where = self.directory / str(step)
         arrays = ocp.StandardCheckpointHandler()
@@ -112,11 +112,12 @@ class Checkpointer:
         optimizer = arrays.restore(where / "optimizer", args=ocp.args.StandardRestore(_flat(state)))
         leaves = [optimizer[f"{i:04d}"] for i in range(len(optimizer) - 1)]
         opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
-        fitting = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-        moved = (where / "data" / fitting).exists()
+        states = {}
+        for file in (where / "data").glob("process_*.json"):
+            states |= json.loads(file.read_text())
+        moved = set(stream.get_state()) <= set(states)
         if moved:
-            position = grain.checkpoint.CheckpointRestore(stream)
-            grain.checkpoint.CheckpointHandler().restore(where / "data", args=position)
+            stream.set_state(states)
         return TrainState(optimizer["step"], params, opt_state), moved
 
     def _set_aside(self, damaged: dict[int, str], whole: int) -> None:
@@ -159,6 +160,16 @@ class Checkpointer:
                 f"a checkpoint could not be written to {self.directory}: {reason}; those before "
                 "it are whole, and the same command goes on from the last"
             ) from error
+
+
+class _Position:
+    """Where a stream is now, as grain's handler wants it; it asks in a thread, some time later."""
+
+    def __init__(self, stream: Shards):
+        self._state = json.dumps(stream.get_state()).encode()
+
+    def get_state(self) -> bytes:
+        return self._state
 
 
 def _flat(state: TrainState) -> dict[str, Any]:

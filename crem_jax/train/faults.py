@@ -64,7 +64,7 @@ class FiniteWatch:
 
     Args:
       limit: that many in a row end the run; 0 never does.
-      records: names the records of a step.
+      records: names the records of a step, counted from 0.
     """
 
     def __init__(self, limit: int, records: Callable[[int], Sequence[str]]):
@@ -80,7 +80,7 @@ class FiniteWatch:
         for step, fine in enumerate(finite, last + 1 - len(finite)):
             self.row = 0 if fine else self.row + 1
             if self.limit and self.row >= self.limit:
-                names = list(self.records(step))
+                names = list(self.records(step - 1))  # the stream counts from 0
                 more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
                 raise Diverged(
                     f"the loss or gradient of {self.row} steps in a row (config.max_nonfinite) up "

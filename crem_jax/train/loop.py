@@ -14,7 +14,7 @@ from crem_jax import distributed
 from crem_jax import mesh as meshes
 from crem_jax.api import Model
 from crem_jax.checkpoint import save_model_files
-from crem_jax.data.iterator import iterate
+from crem_jax.data.shards import iterate
 from crem_jax.train import layout, recipe
 from crem_jax.train.checkpointer import Checkpointer
 from crem_jax.train.faults import (
@@ -87,7 +87,7 @@ def train(
         state, first = fresh(jax.random.key(config.seed)), 0
     else:
         state, first, moved = restored
-        if not moved:  # another number of processes: the examples seen say where to go on
+        if not moved:  # other shards: the examples seen say where to go on
             stream = batches(first)
     samples = parts.stream.spec.samples
 
@@ -102,10 +102,7 @@ def train(
         writers = [WRITERS[name](run.local, first, wanted) for name in log_to]
         log = MetricsLog(run.local / "metrics.jsonl", first, writers)
 
-    def names(step: int) -> list[str]:
-        return parts.stream.record_ids(step - 1)
-
-    watch = FiniteWatch(config.get("max_nonfinite", 10), names)
+    watch = FiniteWatch(config.get("max_nonfinite", 10), stream.record_ids)
     trace = Trace(run.local / "profile", first + 3, profile if distributed.is_main() else 0)
 
     # ---------------------------------------------------------------- Loop

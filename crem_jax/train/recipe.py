@@ -11,6 +11,12 @@ from crem_jax import trees
 
 FILE = "recipe.json"
 
+FREE = (
+    *("mesh", "log_every", "eval_every", "checkpoint_every", "max_nonfinite"),
+    *("data.workers", "data.threads"),
+)
+"""Keys that a resumed run may change: they do not change what is learnt."""
+
 
 def recipe_of(config: ConfigDict) -> dict:
     """The config as JSON holds it."""
@@ -18,12 +24,15 @@ def recipe_of(config: ConfigDict) -> dict:
 
 
 def refuse_another(directory: Path, recipe: dict) -> None:
-    """Raises ValueError if the run there has another recipe, naming the keys that differ."""
+    """Raises ValueError if the run there has another recipe, naming the keys that differ.
+
+    Keys in FREE may.
+    """
     path = directory / FILE
     if not path.exists():
         return
     there, here = (_leaves(values) for values in (json.loads(path.read_text()), recipe))
-    different = sorted(k for k in {*there, *here} if there.get(k) != here.get(k))
+    different = sorted(k for k in {*there, *here} if there.get(k) != here.get(k) and k not in FREE)
     if different:
         raise ValueError(
             f"{directory} holds a run with another config (different: {', '.join(different)}); "
