@@ -87,6 +87,9 @@ def recipe(size: str, arg: str = "", **optim: Any) -> ConfigDict:
     config.steps = 5000
     config.log_every = 10
     config.eval_every = 500
+    config.checkpoint_every = 250
+    config.max_nonfinite = 10  # so many skipped steps in a row end the run
+    config.peak_flops = 0.0  # of one device, for the utilisation; 0 is what is known of its kind
     config.best_metric = ""
     config.evaluate = ""
     config.mesh = (1, -1, 1)  # data, fsdp, tensor; -1 is whatever is left
@@ -151,7 +154,8 @@ def recipe(size: str, arg: str = "", **optim: Any) -> ConfigDict:
 def _smoke(config: ConfigDict) -> None:
     """Random weights of a tiny shape on the packaged emoji: all of the recipe in a minute."""
     config.init_from = ""
-    config.steps, config.eval_every, config.log_every = 4, 4, 1
+    config.steps, config.log_every = 4, 1
+    config.eval_every = config.checkpoint_every = 4
     config.model.text, config.model.vision = SMOKE_TEXT, SMOKE_VISION
     config.model.update(num_chorus=4, dtype="float32", remat="none")
     config.data = dict(

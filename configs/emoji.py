@@ -24,6 +24,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval_every = 560
     config.checkpoint_every = 560
     config.max_nonfinite = 10  # so many skipped steps in a row end the run
+    config.peak_flops = 0.0  # of one device, for the utilisation; 0 is what is known of its kind
     config.best_metric = "eval/validation_name_p5"
     config.evaluate = "emoji"
     config.mesh = (-1, 1, 1)  # data, fsdp, tensor; -1 is whatever is left

@@ -15,19 +15,14 @@ from crem_jax import mesh as meshes
 from crem_jax.api import Model
 from crem_jax.checkpoint import save_model_files
 from crem_jax.data.shards import iterate
+from crem_jax.flops import model_flops
 from crem_jax.train import layout, recipe
 from crem_jax.train.checkpointer import Checkpointer
-from crem_jax.train.faults import (
-    FiniteWatch,
-    Preempted,
-    Preemption,
-    check_room,
-    check_workdir,
-)
-from crem_jax.train.meter import Meter, Trace
+from crem_jax.train.faults import FiniteWatch, Preempted, Preemption, check_room, check_workdir
+from crem_jax.train.meter import Meter, Trace, device_peak
 from crem_jax.train.metrics import WRITERS, MetricsLog, means
 from crem_jax.train.progress import Progress
-from crem_jax.train.setup import make_parts
+from crem_jax.train.setup import Parts, make_parts
 from crem_jax.train.step import TrainState
 from crem_jax.train.workdir import RunDirectory
 
@@ -107,7 +102,8 @@ def train(
 
     # ---------------------------------------------------------------- Loop
     save_every = config.get("checkpoint_every") or config.eval_every
-    step, stop, pending, meter = first, False, [], Meter(samples)
+    meter = Meter(samples, *_work(parts, config.get("peak_flops")))
+    step, stop, pending = first, False, []
     bar = Progress(config.steps, first, quiet=not distributed.is_main())
     with jax.set_mesh(mesh), Preemption() as preemption, trace, bar as progress:
         while step < config.steps and not stop:
@@ -148,6 +144,18 @@ def train(
     if step < config.steps:
         raise Preempted(step)
     return Model(parts.model, _model_params(state), parts.tokenizer)
+
+
+def _work(parts: Parts, peak: float | None) -> tuple[float, float | None]:
+    """Model FLOPs of a global step, and what all devices could do in a second, if known.
+
+    Args:
+      peak: of one device; None or 0 is what is known of its kind.
+    """
+    frozen_vision = all(path in parts.frozen for path in parts.rates if path.startswith("vision/"))
+    flops = model_flops(parts.model, parts.stream.spec.buckets).training(frozen_vision)
+    peak = peak or device_peak()
+    return flops, peak and peak * jax.device_count()
 
 
 def _model_params(state: TrainState) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from crem_jax.plan.chips import CHIPS
 from crem_jax.types import PAD, Batch
 
 MEASURES = (
@@ -88,6 +90,30 @@ class Meter:
         values["memory_gb"] = peak_rss_mb() / 2**10
         self.restart()
         return values
+
+
+def device_peak() -> float | None:
+    """Operations a second that the device at hand can do at most in bfloat16; None if unknown.
+
+    Sources: `plan.chips` for TPUs, the makers' data sheets (dense, without sparsity) for GPUs.
+    """
+    kind = jax.local_devices()[0].device_kind
+    return next((peak for pattern, peak in _PEAKS if re.search(pattern, kind)), None)
+
+
+_PEAKS = (
+    (r"TPU v4", CHIPS["v4"].flops),
+    (r"TPU v5 ?(lite|e)", CHIPS["v5e"].flops),
+    (r"TPU v5", CHIPS["v5p"].flops),
+    (r"TPU v6 ?(lite|e)", CHIPS["v6e"].flops),
+    (r"TPU ?7x", CHIPS["tpu7x"].flops / 2),  # a chip is two devices
+    (r"A100", 312e12),
+    (r"H100 PCIe", 756e12),
+    (r"H100|H200|GH200", 989e12),
+    (r"B200", 2250e12),
+    (r"L40S", 362e12),
+    (r"L4", 121e12),
+)
 
 
 class Trace:

@@ -13,7 +13,7 @@ FILE = "recipe.json"
 
 FREE = (
     *("mesh", "log_every", "eval_every", "checkpoint_every", "max_nonfinite"),
-    *("data.workers", "data.threads"),
+    *("peak_flops", "data.workers", "data.threads"),
 )
 """Keys that a resumed run may change: they do not change what is learnt."""
 
