@@ -34,8 +34,15 @@ _PANELS = {  # title: which metrics it shows; the first that matches takes a met
     "learning rate": re.compile(r"(^|/)(lr|learning_rate)$"),
     "loss": re.compile(r"loss"),
     "in-batch P@1": re.compile(r"(^|[/_])p@?1$"),
+    "gradient norm": re.compile(r"^grad_norm$"),
+    "samples a second": re.compile(r"^samples_per_second$"),
+    "waiting, waste, utilisation": re.compile(r"^(data_wait|data_waste(_patches)?|utilisation)$"),
 }
-_ORDER = ("loss", "in-batch P@1", "evaluation", "learning rate")
+_ORDER = (
+    *("loss", "in-batch P@1", "evaluation", "learning rate", "gradient norm"),
+    *("samples a second", "waiting, waste, utilisation"),
+)
+_SHARES = ("in-batch P@1", "evaluation", "waiting, waste, utilisation")
 _THUMBNAIL = 320  # pixels; more would not be seen
 
 
@@ -45,7 +52,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
     Args:
       metrics: one mapping per logged step, with "step" and any of: names containing "loss"; names
         ending in "p1" or "p@1" (in-batch precision); "lr" or "learning_rate"; names starting with
-        "eval/". Other names and values that are not finite numbers are left out; of two rows of
+        "eval/"; the gradient norm and the measures of speed, waste and waiting. Other names and values that are not finite numbers are left out; of two rows of
         the same step the later one counts, as after a resumed run.
       path: the PNG to write.
 
@@ -71,7 +78,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
-        if title in ("in-batch P@1", "evaluation") and axes.get_ylim()[1] <= 1.1:
+        if title in _SHARES and axes.get_ylim()[1] <= 1.1:
             axes.set_ylim(0, 1.02)
         if len(curves) > 1 or title == "evaluation":
             axes.legend(fontsize=8, frameon=False, ncols=2 if len(curves) > 4 else 1)

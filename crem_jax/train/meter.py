@@ -1,4 +1,4 @@
-"""What a run costs: speed, waste, waiting and memory, measured on the host."""
+"""What a run costs: speed, waiting and memory, measured on the host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from crem_jax.types import PAD, Batch
 MEASURES = (
     "samples_per_second",
     "tokens_per_second",
-    "padding_waste",
     "data_wait",
     "utilisation",
     "device_memory_gb",
@@ -44,7 +43,7 @@ class Meter:
     def restart(self) -> None:
         """Forgets what was measured, as after an evaluation."""
         self._since = time.perf_counter()
-        self._steps = self._tokens = self._slots = 0
+        self._steps = self._tokens = 0
         self._waited = 0.0
 
     @contextlib.contextmanager
@@ -58,28 +57,22 @@ class Meter:
         """One step's share of this process, on the host."""
         self._steps += 1
         for context in batch.contexts.values():
-            self._add(np.asarray(context.region) != PAD)
+            self._tokens += int(np.count_nonzero(np.asarray(context.region) != PAD))
         for target in batch.targets.values():
-            self._add(np.asarray(target.valid))
-
-    def _add(self, real: np.ndarray) -> None:
-        self._tokens += int(np.count_nonzero(real))
-        self._slots += real.size
+            self._tokens += int(np.count_nonzero(target.valid))
 
     def read(self) -> dict[str, float]:
         """The measures since the last reading, and a new start.
 
         samples_per_second, tokens_per_second (context and target, without padding) count all
-        processes; padding_waste is the share of slots that hold padding; data_wait the share of
-        time spent waiting for the data stream; utilisation the model's FLOPs against the devices'
-        peak; device_memory_gb the most a device of this process has held, where devices say;
-        memory_gb the most this process has.
+        processes; data_wait is the share of time spent waiting for the data stream; utilisation
+        the model's FLOPs against the devices' peak; device_memory_gb the most a device of this
+        process has held, where devices say; memory_gb the most this process has.
         """
         took = time.perf_counter() - self._since
         values = {
             "samples_per_second": self.samples * self._steps / took,
             "tokens_per_second": self._tokens * jax.process_count() / took,
-            "padding_waste": 1 - self._tokens / max(self._slots, 1),
             "data_wait": self._waited / took,
         }
         if self.flops and self.peak:
