@@ -31,7 +31,7 @@ def kill(process, workdir: Path) -> int:
     """Kills the run; returns the last step it logged."""
     assert process.poll() is None, process.stderr.read()[-3000:]
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)  # returns when its data workers have ended, too
     assert process.returncode == -signal.SIGKILL
     return logged(workdir)
 

@@ -20,6 +20,7 @@ from crem_jax.data.filling import Filling, Taken
 from crem_jax.data.mixture import Mixture, Place
 from crem_jax.data.prompt import Prompter
 from crem_jax.data.records import Record
+from crem_jax.data.worker import end_with_parent
 from crem_jax.types import Batch
 
 ATTEMPTS = 4
@@ -84,7 +85,7 @@ class Stream:
 
     def __reduce__(self):  # its caches stay behind when it moves to a worker process
         place = self.process, self.processes
-        return Stream, (self.sources, self.spec, self.prompter, self.seed, *place)
+        return _in_worker, (self.sources, self.spec, self.prompter, self.seed, *place)
 
     def shard(self, number: int, total: int) -> Stream:
         """The same stream, cut into `total` shares, of which this is one."""
@@ -174,6 +175,11 @@ class Stream:
                 grain.multiprocessing.MultiprocessingOptions(workers, per_worker_buffer_size=2)
             )
         return dataset
+
+
+def _in_worker(*arguments) -> Stream:
+    end_with_parent()
+    return Stream(*arguments)
 
 
 NO_ROOM = "its batch had no free rows of its size: raise data.buckets.*.rows, or set data.carry"

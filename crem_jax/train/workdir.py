@@ -15,6 +15,7 @@ from etils import epath
 from crem_jax import distributed
 
 _MIRRORS = Path("~/.cache/crem_jax/runs")
+_PROBE = ".writable"
 _PUSH_EVERY = 60.0  # seconds
 _CHECKPOINTS = ("checkpoints", "checkpoints-damaged")
 
@@ -57,8 +58,10 @@ class RunDirectory:
         shutil.rmtree(self.local, ignore_errors=True)
         self.local.mkdir(parents=True)
         try:
+            if self.remote.exists():
+                self._copy_down(self.remote, self.local)
             self.remote.mkdir(parents=True, exist_ok=True)
-            self._copy_down(self.remote, self.local)
+            (self.remote / _PROBE).write_text("crem_jax can write here\n")
         except Exception as error:  # the bucket's client has many classes of errors
             raise OSError(f"--workdir {self.name} cannot be used: {error}") from error
 
@@ -84,7 +87,7 @@ class RunDirectory:
 
     def _copy_down(self, there: epath.Path, here: Path) -> None:
         for child in there.iterdir():
-            if child.name in _CHECKPOINTS:
+            if child.name in (*_CHECKPOINTS, _PROBE):
                 continue
             if child.is_dir():
                 (here / child.name).mkdir()
