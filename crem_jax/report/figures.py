@@ -52,8 +52,9 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
     Args:
       metrics: one mapping per logged step, with "step" and any of: names containing "loss"; names
         ending in "p1" or "p@1" (in-batch precision); "lr" or "learning_rate"; names starting with
-        "eval/"; the gradient norm and the measures of speed, waste and waiting. Other names and values that are not finite numbers are left out; of two rows of
-        the same step the later one counts, as after a resumed run.
+        "eval/"; the gradient norm and the measures of speed, waste and waiting. Other names and
+        values that are not finite numbers are left out; of two rows of the same step the later one
+        counts, as after a resumed run.
       path: the PNG to write.
 
     Raises:
