@@ -33,10 +33,10 @@ def start(spec: str = "auto") -> None:
     Raises:
       ValueError: `spec` is none of these.
     """
-    # What CPU devices of several processes talk through; other devices have their own ways.
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if spec == "off" or (spec == "auto" and not _is_one_of_several(os.environ)):
         return
+    # What CPU devices of several processes talk through; other devices have their own ways.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if spec == "auto":
         jax.distributed.initialize()
         return

@@ -14,12 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cli_runner import crem
 from etils import epath
 
 from crem_jax import distributed
 from crem_jax.train.checkpointer import Checkpointer
-from crem_jax.train.faults import Diverged, FiniteWatch, Preemption, check_room, check_workdir
-from crem_jax.train.meter import Meter
+from crem_jax.train.faults import (
+    Diverged,
+    FiniteWatch,
+    Preempted,
+    Preemption,
+    check_room,
+    check_workdir,
+)
+from crem_jax.train.meter import Meter, Trace
 from crem_jax.train.metrics import MetricsLog, TensorBoard, WandB, means, read_metrics
 from crem_jax.train.step import TrainState
 from crem_jax.train.workdir import RunDirectory
@@ -238,6 +246,38 @@ def test_the_meter_counts_tokens_waiting_and_utilisation(monkeypatch):
     assert got["samples_per_second"] == 6 and got["tokens_per_second"] == 7.5
     assert got["data_wait"] == 0.25 and got["utilisation"] == 0.75
     assert got["memory_gb"] > 0.05
+
+
+def test_a_trace_of_the_steps_asked_for_is_written_and_none_otherwise(tmp_path):
+    step = jax.jit(lambda x: x + 1)
+    for steps in (0, 2):
+        with Trace(tmp_path / str(steps), 2, steps) as trace:
+            for number in range(1, 6):
+                trace.at(number)
+                step(number)
+    assert not (tmp_path / "0").exists()
+    assert list((tmp_path / "2").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"),
+    [(Preempted(7), 75, "saved at step 7 on SIGTERM"), (Diverged("not finite"), 2, "not finite")],
+)
+def test_the_exit_code_says_whether_the_same_command_goes_on(
+    capsys, monkeypatch, tmp_path, end, code, told
+):
+    def train(*_, **__):
+        raise end
+
+    monkeypatch.setattr("crem_jax.train.loop.train", train)
+    config = Path(__file__).parents[1] / "configs" / "emoji.py"
+    done = crem(capsys, "train", f"--config={config}:smoke", f"--workdir={tmp_path}")
+    assert done.code == code and told in done.err
+
+
+def test_an_unknown_place_for_metrics_is_refused(capsys, tmp_path):
+    done = crem(capsys, "train", "--config=x.py", f"--workdir={tmp_path}", "--log=csv")
+    assert done.code == 2 and "--log 'csv' is not one of tensorboard, wandb" in done.err
 
 
 def test_a_bucket_gets_the_small_files_and_gives_them_back(tmp_path):
