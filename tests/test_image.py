@@ -11,7 +11,15 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     smart_resize,
 )
 
-from crem_jax.data.image import PictureError, fit_size, open_picture, patchify, peek, resize
+from crem_jax.data.image import (
+    PictureError,
+    fill_grid,
+    fit_size,
+    open_picture,
+    patchify,
+    peek,
+    resize,
+)
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -327,3 +335,65 @@ def test_pixels_of_another_shape_or_type_are_refused():
         patchify(np.zeros((28, 30, 3), np.uint8), 14, 2)
     with pytest.raises(ValueError, match="cannot patchify float32 pixels; expected uint8"):
         patchify(np.zeros((28, 28, 3), np.float32), 14, 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "to"), [((375, 500), (392, 532)), ((480, 640), (448, 300)), ((800, 37), (1120, 28))]
+)
+def test_the_fast_resize_is_pillows_but_for_a_step_or_two(size, to, rng):
+    image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    apart = np.abs(resize(image, *to).astype(int) - resize(image, *to, fast=True))
+    assert apart.max() <= 2 and np.mean(apart > 0) < 0.02
+
+
+def photo(rng: np.random.Generator, height: int, width: int, **options) -> bytes:
+    """A smooth picture as JPEG."""
+    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    out = io.BytesIO()
+    small.resize((width, height), Image.Resampling.BICUBIC).save(out, "JPEG", quality=92, **options)
+    return out.getvalue()
+
+
+def test_a_large_jpeg_is_decoded_small_and_hardly_differs(rng):
+    data = photo(rng, 1500, 2000)
+    whole, near = open_picture(data), open_picture(data, near=(300, 400))
+    assert whole.size == (2000, 1500) and near.size == (500, 375)
+    apart = np.abs(resize(whole, 300, 400).astype(int) - resize(near, 300, 400))
+    assert apart.mean() < 1.5 and np.percentile(apart, 99) <= 8
+    assert open_picture(data, near=(1400, 400)).size == (2000, 1500)
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+def test_a_peek_reads_the_upright_size_and_the_pixels_stay_the_same(rng, tmp_path, turned):
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(photo(rng, 30, 50, exif=exif))
+    picture, size = peek(path)
+    assert size == ((30, 50) if turned == 1 else (50, 30))
+    expected = np.asarray(open_picture(path))
+    np.testing.assert_array_equal(np.asarray(open_picture(picture)), expected)
+    assert expected.shape[:2] == size
+    near = open_picture(path.read_bytes(), near=(9, 9)) if turned == 6 else None
+    assert near is None or near.height > near.width
+
+
+def test_a_peek_names_what_is_no_picture(tmp_path):
+    path = tmp_path / "text.png"
+    path.write_text("hello")
+    with pytest.raises(PictureError, match=r"text\.png: is not a picture"):
+        peek(path)
+    with pytest.raises(PictureError, match="is too large"):
+        peek(Image.new("L", (60, 60)), max_pixels=3599)
+
+
+def test_a_filled_grid_has_the_room_and_the_aspect_of_the_picture(rng):
+    for _ in range(500):
+        height, width, tokens = (int(x) for x in np.exp(rng.uniform(0, 8, 3)).astype(int))
+        rows, columns = fill_grid(height, width, tokens)
+        assert rows >= 1 and columns >= 1 and rows * columns <= tokens
+        aspect = width / height
+        if 1 / 8 < aspect < 8 and tokens >= 128:
+            assert rows * columns >= 0.75 * tokens, (height, width, tokens)
+            least, most = (columns - 0.5) / (rows + 0.5), (columns + 0.5) / (rows - 0.5)
+            assert least - 1e-9 < aspect < most + 1e-9

@@ -140,6 +140,15 @@ def test_sources_of_different_length_wrap_on_their_own_and_are_shuffled_afresh()
         assert moved.mean() > size / 6  # a shuffle of the whole source, not of a window
 
 
+def test_a_long_source_is_shuffled_without_a_list(monkeypatch):
+    monkeypatch.setattr("crem_jax.data.mixture.LISTED", 999)
+    mix = Mixture(spec(), {"a": Texts("a", 1000)}, 4)
+    epochs = [[mix.index(Place(0, 1000 * e + i)) for i in range(1000)] for e in range(2)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(1000))] * 2
+    assert np.mean(np.array(epochs[0]) == np.array(epochs[1])) < 0.05
+    assert np.abs(np.array(epochs[0]) - np.arange(1000)).mean() > 1000 / 6
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_read_different_records_and_together_all_of_them_once(processes):
     parts = [texts(size=48, process=p, processes=processes) for p in range(processes)]

@@ -127,7 +127,15 @@ class BatchSpec:
         )
 
 
-SETTINGS = ("sources", "shards", "workers", "threads", "max_bad_fraction", "fast_jpeg")
+SETTINGS = (
+    "sources",
+    "shards",
+    "workers",
+    "threads",
+    "max_bad_fraction",
+    "fast_jpeg",
+    "fast_resize",
+)
 """Keys of the `data` section that are not about the shape of a batch."""
 
 

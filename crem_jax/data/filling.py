@@ -98,11 +98,19 @@ class Filling:
         }
 
     def add(self, samples: Sequence[Sample]) -> list[Exception | bool | None]:
-        """Places what has room, larger contexts first.
+        """Places what has room, larger contexts first; then one by one what is left of the rows.
 
         Returns:
           For each sample True, None if it found no room, or the error if its pictures are bad.
         """
+        results = self._add(samples)
+        if len(samples) > 1:
+            for i, sample in enumerate(samples):
+                if results[i] is None:
+                    results[i] = self._add([sample])[0]
+        return results
+
+    def _add(self, samples: Sequence[Sample]) -> list[Exception | bool | None]:
         queries, positives = self._jobs(samples)
         jobs = self._choose(samples, queries, positives)
         for job in jobs:

@@ -10,7 +10,9 @@ import contextlib
 import io
 import math
 import os
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -162,10 +164,10 @@ def fill_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
     """
     if height < 1 or width < 1 or tokens < 1:
         raise ValueError(f"cannot fill {tokens} tokens with a picture of {height}x{width} pixels")
+    if height > width:
+        return fill_grid(width, height, tokens)[::-1]
     aspect = width / height
-    best = (1, min(tokens, max(1, round(aspect))))
-    if aspect < 1:
-        best = (min(tokens, max(1, round(1 / aspect))), 1)
+    best = (1, min(tokens, round(aspect)))
     ideal = math.sqrt(tokens / aspect)
     for rows in range(max(1, math.floor(ideal) - 1), min(tokens, math.ceil(ideal) + 1) + 1):
         # Some scale rounds to both: (columns ± 1/2) / (rows ± 1/2) is around the true aspect.
@@ -175,11 +177,52 @@ def fill_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
     return best
 
 
-def resize(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """An RGB image as uint8 [height, width, 3], bicubic as in Hugging Face's processor."""
-    if image.size != (width, height):
+def resize(image: Image.Image, height: int, width: int, fast: bool = False) -> np.ndarray:
+    """An RGB image as uint8 [height, width, 3], bicubic as in Hugging Face's processor.
+
+    Args:
+      fast: by SIMD instructions, seven times as fast; a few values in a thousand differ from
+        Pillow's, by 1 or 2 of 255.
+
+    Raises:
+      ValueError: `fast`, and cykooz-resizer is not installed.
+    """
+    if fast:
+        # One direction after the other, as Pillow does, which rounds and clips in between.
+        for size in ((width, image.height), (width, height)):
+            if image.size != size:
+                image = _resize_once(image, size)
+    elif image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.array(image)
+
+
+def _resize_once(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    resizer, options = fast_resizer()
+    out = Image.new("RGB", size)
+    resizer.resize_pil(image, out, options)
+    return out
+
+
+def fast_resizer() -> tuple[Any, Any]:
+    """This thread's resizer, which has buffers of its own, and its options.
+
+    Raises:
+      ValueError: cykooz-resizer is not installed.
+    """
+    if not hasattr(_threads, "resizer"):
+        try:
+            from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                "data.fast_resize needs the package cykooz-resizer: pip install 'crem_jax[fast]'"
+            ) from error
+        algorithm = ResizeAlg.convolution(FilterType.catmull_rom)  # a = -1/2, Pillow's bicubic
+        _threads.resizer = Resizer(), ResizeOptions(resize_alg=algorithm)
+    return _threads.resizer
+
+
+_threads = threading.local()
 
 
 def patchify(pixels: np.ndarray, patch: int, merge: int) -> tuple[np.ndarray, np.ndarray]:

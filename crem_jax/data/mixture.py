@@ -14,6 +14,10 @@ from crem_jax.data.batch_spec import BatchSpec
 CYCLE = 10_000
 """Blocks after which every source has had its weight exactly (to one block)."""
 
+LISTED = 1 << 17
+"""Sources of at most so many records are shuffled by a list, which is faster than an index shuffle
+of so few; longer ones keep no list."""
+
 
 class Place(NamedTuple):
     """One sample: the `position`-th record that the stream takes of a source, counted from 0.
@@ -36,8 +40,7 @@ class Mixture:
 
     Args:
       spec: of the global batch. sources: by name, with `len`; one that has a
-        `clustered_order(rng)` orders its own epochs, all others are shuffled as a whole by grain's
-        index shuffle, which keeps no list.
+        `clustered_order(rng)` orders its own epochs, all others are shuffled as a whole.
     """
 
     def __init__(self, spec: BatchSpec, sources: Mapping[str, Any], seed: int):
@@ -51,7 +54,7 @@ class Mixture:
         self.spec, self.seed = spec, seed
         self.sources = [sources[name] for name in spec.names]
         self._shuffles = [self._shuffle(number) for number in range(len(self.sources))]
-        self._order = functools.lru_cache(maxsize=8)(self._clustered_order)
+        self._order = functools.lru_cache(maxsize=2 * len(self.sources))(self._epoch_order)
         self._cycle = functools.lru_cache(maxsize=4)(self._cycle_of_blocks)
         if spec.weights:
             self._blocks = _shares(np.array([spec.weights[name] for name in spec.names]))
@@ -69,10 +72,11 @@ class Mixture:
         source = self.sources[place.source]
         if place.attempt:
             return int(self.rng(place).integers(len(source)))
+        shuffle = self._shuffles[place.source]
+        if shuffle is not None:
+            return int(shuffle[place.position])
         epoch, within = divmod(place.position, len(source))
-        if hasattr(source, "clustered_order"):
-            return int(self._order(place.source, epoch)[within])
-        return int(self._shuffles[place.source][place.position])
+        return int(self._order(place.source, epoch)[within])
 
     def rng(self, place: Place) -> np.random.Generator:
         """What its source may draw from."""
@@ -95,13 +99,20 @@ class Mixture:
         order = np.argsort(time, kind="stable")
         return sources[order], rank[order]
 
-    def _shuffle(self, number: int) -> grain.MapDataset:
+    def _shuffle(self, number: int) -> grain.MapDataset | None:
+        """Grain's index shuffle of a long source."""
+        source = self.sources[number]
+        if hasattr(source, "clustered_order") or len(source) <= LISTED:
+            return None
         seed = int(np.random.SeedSequence([self.seed, number, 1 << 31]).generate_state(1)[0])
-        return grain.MapDataset.range(len(self.sources[number])).shuffle(seed=seed).repeat()
+        return grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
 
-    def _clustered_order(self, number: int, epoch: int) -> np.ndarray:
+    def _epoch_order(self, number: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, number, epoch, 1 << 31])
-        return self.sources[number].clustered_order(rng)
+        source = self.sources[number]
+        if hasattr(source, "clustered_order"):
+            return source.clustered_order(rng)
+        return rng.permutation(len(source)).astype(np.int32)
 
 
 def _shares(weights: np.ndarray) -> np.ndarray:

@@ -72,7 +72,13 @@ def make_parts(config: ConfigDict) -> Parts:
     stream = Stream(
         make_sources(config.data.sources),
         make_batch_spec(config.data),
-        Prompter(model, tokenizer, hard_max=True, fast_jpeg=config.data.get("fast_jpeg", False)),
+        Prompter(
+            model,
+            tokenizer,
+            hard_max=True,
+            fast_jpeg=config.data.get("fast_jpeg", False),
+            fast_resize=config.data.get("fast_resize", False),
+        ),
         config.seed,
         jax.process_index(),
         jax.process_count(),
