@@ -33,6 +33,9 @@ EXTRAS = {
     "wandb": ["wandb>=0.20"],
     # Checks against the reference implementation; nothing needs torch at run time.
     "hf": ["torch>=2.6"],
+    # What opens an export (sentence-transformers), and mteb's benchmarks; both bring torch.
+    "st": ["sentence-transformers>=6.2,<7"],
+    "mteb": ["mteb>=2.26,<3"],
     "dev": [
         "pytest>=8.4",
         "hypothesis>=6.130",

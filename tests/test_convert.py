@@ -116,7 +116,7 @@ def test_the_model_card_runs_in_plain_transformers_and_gives_our_embedding(expor
     config, params, tokenizer, directory, pixels = exported
     picture = directory.parent / "picture.png"
     Image.fromarray(pixels).save(picture)
-    (code,) = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.DOTALL)
     scope = {"PATH": str(directory), "IMAGE": str(picture)}
     exec(compile(code, "README.md", "exec"), scope)
     row = Prompter(config, tokenizer).context(Item(images=(pixels,)))

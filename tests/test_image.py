@@ -75,7 +75,9 @@ def test_exif_rotation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     encoded = _encoded(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif)
-    np.testing.assert_array_equal(np.asarray(open_picture(encoded)), upright)
+    once = open_picture(encoded)
+    np.testing.assert_array_equal(np.asarray(once), upright)
+    np.testing.assert_array_equal(np.asarray(open_picture(once)), upright)
 
 
 def test_damaged_exif_does_not_spoil_the_picture():

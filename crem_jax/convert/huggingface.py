@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from crem_jax.convert.table import WeightsError
 from crem_jax.data.chat_template import chat_template
 from crem_jax.lazy import LazyArray
 from crem_jax.model import crem
+
+EXAMPLE = "compressed_generation.py"
 
 
 def open_hf(
@@ -133,6 +136,8 @@ def export_hf(
         (partial / "README.md").write_text(model_card(config, card), "utf-8")
         if config.num_chorus:
             write_sentence_transformers(partial, config, tokenizer)
+            example = resources.files("crem_jax").joinpath("assets", EXAMPLE).read_text("utf-8")
+            (partial / EXAMPLE).write_text(example, "utf-8")
         write_json(partial / "config.json", config_json.to_hf(config))
 
 

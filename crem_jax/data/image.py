@@ -101,6 +101,7 @@ def open_picture(
             image.load()
         upright = _UPRIGHT.get(_orientation(image))
         image = _image_to_rgb(image, name)
+    image.info.clear()  # no tag may turn the upright picture again
     return image if upright is None else image.transpose(upright)
 
 

@@ -1,0 +1,154 @@
+"""A model as an encoder of mteb 2: texts, pictures, and both in one input.
+
+import crem_jax, mteb
+from crem_jax.evaluate.mteb import CremEncoder
+
+encoder = CremEncoder(crem_jax.load("runs/quickstart"), "me/my-model")
+mteb.mock_run(encoder)  # mteb's own tiny tasks, offline
+mteb.evaluate(encoder, mteb.get_tasks(tasks=["Flickr30kI2TRetrieval"]))
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder, get_prompt
+from tqdm.auto import tqdm
+
+from crem_jax.api import Model
+from crem_jax.data.prompt import ContextRow, PromptError
+from crem_jax.data.records import Item, Picture
+
+_AT_ONCE = 256  # inputs whose patches are held in memory
+_MARGIN = 4  # tokens a cut text may grow by when it is read anew
+
+
+class CremEncoder(AbsEncoder):
+    """What `mteb.evaluate` takes.
+
+    An empty text is the bare prompt, and a text longer than the model's positions loses its end, as
+    mteb's data sets want.
+
+    Args:
+      model: with chorus tokens, from `crem_jax.load`.
+      name: "organization/name", which mteb files results under.
+      k: read only the first k chorus tokens; None is all.
+      prompts: instructions put in front of the text, by task name, task type, "query" or
+        "document" (mteb's own order of precedence): {"query": "Find a picture of: "}.
+      meta: more fields of mteb's ModelMeta, such as license="apache-2.0".
+
+    Raises:
+      ValueError: the model has no chorus tokens, k is not in 1..K, or the name has no slash.
+      KeyError: a prompt is for nothing mteb knows.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        name: str,
+        *,
+        k: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        **meta: Any,
+    ):
+        model.encode(["."], k)  # says what is wrong before the data sets are read
+        self.model, self.k = model, k
+        self.prompts = self.validate_task_to_prompt_name(dict(prompts or {}))
+        self.mteb_model_meta = model_meta(model, name, k, bool(prompts), **meta)
+
+    def encode(
+        self,
+        inputs: Iterable[Mapping[str, list]],
+        *,
+        task_metadata,
+        hf_split: str = "",
+        hf_subset: str = "",
+        prompt_type=None,
+        show_progress_bar: bool = True,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """float32 [N, D] of batches {"text": [...], "image": [...]}, either key or both."""
+        prompt = get_prompt(self.prompts, task_metadata, prompt_type) or ""
+        rows: list[ContextRow] = []
+        done = [np.zeros((0, self.model.config.text.hidden_size), np.float32)]
+        for batch in tqdm(inputs, desc="Encoding", disable=not show_progress_bar):
+            rows += [self._row(prompt + text, images) for text, images in _pairs(batch)]
+            if len(rows) >= _AT_ONCE:
+                done.append(self.model.encode(rows, self.k))
+                rows = []
+        return np.concatenate([*done, self.model.encode(rows, self.k)])
+
+    def _row(self, text: str, images: tuple[Picture, ...]) -> ContextRow:
+        context, config = self.model.prompter.context, self.model.config
+        bare = Item(images=images) if images else None
+        if not text.strip():
+            return context(bare)
+        try:
+            return context(Item(text, images))
+        except PromptError:
+            room = config.text.max_positions - config.num_chorus - _MARGIN
+            room -= int(context(bare).position.max()) + 1
+            tokens = self.model.prompter.user_tokens(text)[: max(room, 1)]
+            return context(Item(self.model.tokenizer.decode(tokens).rstrip("\ufffd"), images))
+
+
+def model_meta(
+    model: Model, name: str, k: int | None = None, instructed: bool = False, **fields: Any
+) -> ModelMeta:
+    """What mteb records of a model.
+
+    The revision is a fingerprint of the weights, so that mteb's cache never takes the results of
+    other weights for this model's.
+    """
+    leaves = jax.tree.leaves(model.params)
+    tables = [leaf for key, leaf in model.params["backbone"].items() if key in _TABLES]
+    return ModelMeta(
+        **{
+            "loader": None,
+            "name": name,
+            "revision": _fingerprint(leaves),
+            "release_date": None,
+            "languages": None,
+            "n_parameters": sum(leaf.size for leaf in leaves),
+            "n_embedding_parameters": sum(leaf.size for leaf in tables),
+            "memory_usage_mb": sum(leaf.nbytes for leaf in leaves) / 2**20,
+            "max_tokens": model.config.text.max_positions,
+            "embed_dim": model.config.text.hidden_size,
+            "license": None,
+            "open_weights": None,
+            "public_training_code": None,
+            "public_training_data": None,
+            "framework": ["JAX"],
+            "reference": "https://arxiv.org/abs/2602.19091",
+            "similarity_fn_name": "cosine",
+            "use_instructions": instructed,
+            "training_datasets": None,
+            "modalities": ["image", "text"],
+            "experiment_kwargs": {"k": k} if k else None,
+            **fields,
+        }
+    )
+
+
+_TABLES = ("embedding", "head")
+
+
+def _fingerprint(leaves: list[jax.Array]) -> str:
+    sums = [(jnp.sum(leaf, dtype=jnp.float32), jnp.sum(jnp.abs(leaf))) for leaf in leaves]
+    return hashlib.sha256(np.asarray(jax.device_get(sums), np.float32).tobytes()).hexdigest()[:16]
+
+
+def _pairs(batch: Mapping[str, list]) -> Iterator[tuple[str, tuple[Picture, ...]]]:
+    texts, images = batch.get("text"), batch.get("image")
+    if texts is None and images is None:
+        raise ValueError(f"a batch has neither 'text' nor 'image', only {', '.join(batch)}")
+    count = len(images if texts is None else texts)
+    for i in range(count):
+        picture = None if images is None else images[i]
+        yield (texts[i] if texts is not None else ""), () if picture is None else (picture,)
