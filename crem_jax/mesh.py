@@ -32,6 +32,8 @@ RULES: tuple[tuple[str, Any], ...] = (
     ("pixels", None),
     ("merge", None),
     ("length", None),
+    ("rank", None),
+    ("chorus", None),
 )
 """Logical axis -> mesh axes, of parameters and activations; first come, first served.
 

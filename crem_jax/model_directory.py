@@ -1,4 +1,7 @@
-"""Model directories of either kind: what `crem train` or `crem import` made, or Hugging Face's."""
+"""Model directories of either kind: what `crem train` or `crem import` made, or Hugging Face's.
+
+Adapters are merged into the kernels they adapt: a model that is opened has none.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from crem_jax import checkpoint, lazy
 from crem_jax.config import ModelConfig
 from crem_jax.convert.huggingface import open_hf
 from crem_jax.model import crem
+from crem_jax.model.lora import merge_lora
 
 Parts = tuple[ModelConfig, crem.Params, Any]
 """Config, parameters, tokenizer."""
@@ -34,9 +38,9 @@ def load_parts(
     Raises:
       FileNotFoundError, ValueError: it is no model directory, or is damaged; the message says how.
     """
-    if _is_run(directory):
+    if _is_run(directory) and checkpoint.load_config(directory).lora is None:
         return checkpoint.load_model(directory, step, dtype=dtype, shardings=shardings)
-    config, params, tokenizer = open_hf(directory)
+    config, params, tokenizer = open_parts(directory, step)
     if shardings is None:
         first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: first, params)
@@ -46,7 +50,8 @@ def load_parts(
 def open_parts(directory: str | Path, step: int | str = "best") -> Parts:
     """As `load_parts`, the parameters as LazyArrays in the type they are stored in."""
     if _is_run(directory):
-        return checkpoint.open_model(directory, step)
+        config, params, tokenizer = checkpoint.open_model(directory, step)
+        return *merge_lora(config, params), tokenizer
     return open_hf(directory)
 
 

@@ -33,6 +33,9 @@ class Compressor(nn.Module):
             vision = self.vision(context.patches) if vision is None else vision
             x = self._insert(x, context.tokens, vision)
         slots = context.tokens.shape[1]
+        if self.has_variable("params", "chorus_delta"):
+            delta = self.get_variable("params", "chorus_delta").astype(x.dtype)
+            x = x.at[:, slots - self.num_chorus :].add(delta)
         hidden, kv = self.backbone(x, context.position, context_sight(context.region))
         return Memory(
             kv=kv,

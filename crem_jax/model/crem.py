@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from crem_jax import trees
 from crem_jax.config import ModelConfig
+from crem_jax.model import lora
 from crem_jax.model.attention import implementation
 from crem_jax.model.backbone import Backbone
 from crem_jax.model.compressor import Compressor
@@ -110,7 +111,8 @@ def boxed_init(config: ModelConfig, key: jax.Array) -> Params:
     )
     one = jnp.zeros((1, 1), jnp.int32)
     target = Target(tokens=one, valid=jnp.ones((1, 1), bool), answer_slot=one, answer=one)
-    return Crem(config).init(key, context, target)["params"]
+    params = Crem(config).init(key, context, target)["params"]
+    return lora.add_adapters(config, params, key) if config.lora else params
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
@@ -129,4 +131,5 @@ def axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
 
 
 def _apply(config: ModelConfig, params: Params, method, *arguments):
+    params = lora.scaled(config, params)
     return Crem(config).apply({"params": params}, *arguments, method=method)

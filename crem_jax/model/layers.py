@@ -38,7 +38,8 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 class Dense(nn.Module):
     """y = x W + b with several output axes; float32 parameters, `dtype` arithmetic.
 
-    W may also be int8 with a `kernel_scale` of each output beside it (`model.int8`).
+    W may also be int8 with a `kernel_scale` of each output beside it (`model.int8`), and where the
+    parameters hold an adapter, `lora_a` and `lora_b` (`model.lora`), it is W + A B.
 
     Attributes:
       features: output shape. A tuple gives several axes (heads, head dimension).
@@ -67,12 +68,16 @@ class Dense(nn.Module):
             "kernel", nn.with_logical_partitioning(init, tuple(self.axes)), inner + features
         )
         rows, size = x.shape[: -self.contract], math.prod(inner)
-        y = matmul(
-            x.astype(self.dtype).reshape(-1, size), kernel.astype(self.dtype).reshape(size, -1)
-        )
+        x = x.astype(self.dtype).reshape(-1, size)
+        y = matmul(x, kernel.astype(self.dtype).reshape(size, -1))
         y = y.reshape(rows + features)
         if self.has_variable("params", "kernel_scale"):
             y = (y * self.get_variable("params", "kernel_scale")).astype(self.dtype)
+        if self.has_variable("params", "lora_a"):
+            a = self.get_variable("params", "lora_a").astype(self.dtype)
+            b = self.get_variable("params", "lora_b").astype(self.dtype)
+            more = matmul(matmul(x, a.reshape(size, -1)), b.reshape(b.shape[0], -1))
+            y = y + more.reshape(y.shape)
         if self.use_bias:
             names = tuple(self.axes[self.contract :])
             zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), names)

@@ -159,4 +159,4 @@ def _work(parts: Parts, peak: float | None) -> tuple[float, float | None]:
 
 
 def _model_params(state: TrainState) -> dict:
-    return {name: state.params[name] for name in ("backbone", "vision")}
+    return {name: tree for name, tree in state.params.items() if name != "loss"}
