@@ -1,23 +1,17 @@
 """What the Qwen2-VL recipes share: sizes, data, losses, optimiser, and the options of both.
 
-A recipe names a size and its differences:
-
 crem plan  --config=configs/qwen2_vl_2b.py --topology=v5e:16x16      # what it needs, before renting
 crem train --config=configs/qwen2_vl_2b.py --workdir=gs://bucket/run --config.init_from=models/2b
+crem train --config=configs/qwen2_vl_2b.py:lora,chips=8 --workdir=runs/lora
 crem train --config=configs/qwen2_vl_2b.py:smoke --workdir=runs/smoke  # random weights, a minute
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 CHIPS = 256
-"""The recipes' batches divide over this many chips; `crem plan --sweep` says what else fits."""
-
-QUERIES = 1024
-"""Retrieval pairs in a global batch, as in the peers' recipes."""
+"""The batch is cut for this many: each holds all of its rows at once. `chips=N` is for fewer."""
 
 VISION = dict(
     depth=32,
@@ -73,11 +67,12 @@ SMOKE_VISION = dict(
 )
 
 
-def recipe(size: str, arg: str = "", **optim: Any) -> ConfigDict:
+def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
     """The recipe of a model size.
 
     Args:
-      size: "2b" or "7b". arg: options separated by commas, see `OPTIONS`. optim: what differs.
+      size: "2b" or "7b". arg: options separated by commas, see `OPTIONS`.
+      lr: peak learning rate of full fine-tuning.
 
     Raises:
       ValueError: an unknown option.
@@ -104,34 +99,45 @@ def recipe(size: str, arg: str = "", **optim: Any) -> ConfigDict:
         remat="full",
     )
     config.data = dict(
+        # 1,024 retrieval pairs, a quarter of them with questions about the same picture
+        # (homogeneous), and 256 conversations about other pictures (heterogeneous).
         sources=dict(
             mmeb=dict(kind="mmeb", path="data/mmeb-train", cap="vlm2vec-v2"),
+            questions=dict(kind="jsonl", path="data/questions.jsonl"),
             sharegpt4v=dict(
                 kind="sharegpt",
                 path="data/sharegpt4v/sharegpt4v_instruct_gpt4-vision_cap100k.json",
                 image_root="data/sharegpt4v",
             ),
         ),
-        records=dict(mmeb=QUERIES, sharegpt4v=CHIPS),
+        records=dict(mmeb=768, questions=256, sharegpt4v=256),
         buckets=dict(
-            label=dict(slots=128, patches=0, rows=2 * QUERIES),
-            text=dict(slots=512, patches=0, rows=QUERIES),
-            picture=dict(slots=640, patches=2048, rows=QUERIES, target_slots=256, answers=128),
-            large=dict(slots=1536, patches=5120, rows=QUERIES, target_slots=512, answers=384),
+            label=dict(slots=128, patches=0, rows=768),
+            text=dict(slots=512, patches=0, rows=512),
+            small=dict(slots=512, patches=1280, rows=768, target_slots=256, answers=128),
+            medium=dict(slots=896, patches=2560, rows=512, target_slots=384, answers=256),
+            large=dict(slots=1536, patches=5120, rows=256, target_slots=512, answers=384),
         ),
-        candidates=2 * QUERIES,
+        candidates=2048,
+        carry=256,
+        workers=8,
     )
     config.loss = dict(
         retrieval=1.0,
         generation=1.0,
         p_compressed=0.5,
         elastic=0.5,
+        dims=(256, 512, 1024),
         learn_temperature=False,
         symmetric=False,
+        z_loss=0.0,
+        vocab_chunk=20_000,
+        chunk_rows=dict.fromkeys(config.data.buckets, 0),
+        cache_vision=False,
     )
     config.optim = dict(
         name="adamw",
-        lr=2e-5,
+        lr=lr,
         warmup=100,
         decay="linear",
         final=0.0,
@@ -140,14 +146,16 @@ def recipe(size: str, arg: str = "", **optim: Any) -> ConfigDict:
         eps=1e-8,
         weight_decay=0.01,
         clip=1.0,
+        mu_dtype="bfloat16",  # the first moment; the second needs float32
+        rates=(),
+        frozen_dtype="float32",
     )
-    config.optim.update(optim)
-    for option in filter(None, arg.split(",")):
-        if option not in OPTIONS:
-            raise ValueError(
-                f"unknown config option {option!r}; expected some of {', '.join(OPTIONS)}"
-            )
-        OPTIONS[option](config)
+    for option in sorted(filter(None, arg.split(",")), key=lambda option: option != "smoke"):
+        name, _, value = option.partition("=")
+        if name not in OPTIONS or bool(value) != (name == "chips"):
+            known = ", ".join(f"{n}=N" if n == "chips" else n for n in OPTIONS)
+            raise ValueError(f"unknown config option {option!r}; expected some of {known}")
+        OPTIONS[name](config, *([value] if value else []))
     return config
 
 
@@ -158,6 +166,7 @@ def _smoke(config: ConfigDict) -> None:
     config.eval_every = config.checkpoint_every = 4
     config.model.text, config.model.vision = SMOKE_TEXT, SMOKE_VISION
     config.model.update(num_chorus=4, dtype="float32", remat="none")
+    config.loss.update(dims=(16, 32), vocab_chunk=512)
     config.data = dict(
         sources=dict(
             emoji=dict(kind="emoji", split="train"),
@@ -167,11 +176,42 @@ def _smoke(config: ConfigDict) -> None:
         buckets=dict(
             label=dict(slots=64, patches=0, rows=16),
             text=dict(slots=96, patches=0, rows=8),
-            picture=dict(slots=80, patches=36, rows=8, target_slots=28, answers=19),
-            large=dict(slots=112, patches=144, rows=8, target_slots=56, answers=28),
+            small=dict(slots=80, patches=36, rows=8, target_slots=28, answers=19),
+            medium=dict(slots=112, patches=144, rows=8, target_slots=56, answers=28),
         ),
         candidates=20,
     )
+    config.loss.chunk_rows = dict(label=8, text=8, small=4, medium=4)
 
 
-OPTIONS = {"smoke": _smoke}
+def _frozen_vision(config: ConfigDict) -> None:
+    """The vision tower stays as it is: no gradient, no moments, one pass instead of two."""
+    config.optim.rates = (*config.optim.rates, ("vision/.*", 0.0))
+    config.optim.frozen_dtype = "bfloat16"
+    config.loss.cache_vision = True
+
+
+def _lora(config: ConfigDict) -> None:
+    """Adapters on the decoder's projections, as VLM2Vec has them; all else is frozen."""
+    config.model.lora = dict(
+        rank=16,
+        alpha=64.0,
+        targets=("backbone/layers/(q|k|v|o|mlp/(gate|up|down))/kernel",),
+    )
+    config.optim.lr = 5e-5
+    config.optim.frozen_dtype = "bfloat16"
+    config.loss.cache_vision = True
+
+
+def _chips(config: ConfigDict, count: str) -> None:
+    """The same batch on fewer chips, in chunks: each holds as many rows as one of CHIPS does."""
+    if not count.isdecimal() or int(count) < 1 or CHIPS % int(count):
+        raise ValueError(f"config option chips={count}: {CHIPS} is no multiple of that")
+    buckets = config.data.buckets
+    config.loss.chunk_rows = {
+        name: bucket.rows * int(count) // CHIPS for name, bucket in buckets.items()
+    }
+
+
+OPTIONS = {"smoke": _smoke, "lora": _lora, "frozen_vision": _frozen_vision, "chips": _chips}
+"""Options of the recipes, by what follows the colon: `FILE.py:lora,chips=8`."""

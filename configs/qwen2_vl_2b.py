@@ -8,4 +8,4 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    return recipe("2b", arg, lr=5e-5)
+    return recipe("2b", arg, lr=2e-5)

@@ -13,7 +13,7 @@ from crem_jax.convert.chorus import chorus_tokens
 from crem_jax.data.batch_spec import BatchSpec, BucketSpec
 from crem_jax.data.prompt import Prompter
 from crem_jax.data.records import Item, Record
-from crem_jax.train.setup import TOKENIZER_DIR
+from crem_jax.train.start import TOKENIZER_DIR
 
 WORDS = ("red", "green", "blue", "grey", "a bird", "two cats", "a tree", "the sun", "rain", "snow")
 

@@ -32,6 +32,11 @@ _TWO_INPUTS = ("heads", "vision_heads")
 """Output projections contract heads and head dimension; all other kernels contract one axis."""
 
 
+def is_adapter(path: str) -> bool:
+    """Whether a parameter is one of the above."""
+    return path.endswith(("/lora_a", "/lora_b")) or path == CHORUS_DELTA
+
+
 def add_adapters(config: ModelConfig, params: Any, key: jax.Array) -> dict[str, Any]:
     """Boxed parameters with the adapters that `config.lora` asks for.
 
@@ -45,7 +50,7 @@ def add_adapters(config: ModelConfig, params: Any, key: jax.Array) -> dict[str, 
         chosen = [path for path in kernels if re.fullmatch(target, path)]
         if not chosen:
             raise ConfigError(
-                f"lora.targets: {target!r} matches no kernel; they look like {kernels[0]}"
+                f"model.lora.targets: {target!r} matches no kernel; they look like {kernels[0]}"
             )
         for path in chosen:
             own = jax.random.fold_in(key, zlib.crc32(path.encode()))
@@ -77,11 +82,7 @@ def merge_lora(config: ModelConfig, params: Any) -> tuple[ModelConfig, dict[str,
     if config.lora is None:
         return config, params
     leaves, scale = trees.flatten(params), config.lora.alpha / config.lora.rank
-    merged = {
-        path: leaf
-        for path, leaf in leaves.items()
-        if not path.endswith(("/lora_a", "/lora_b")) and path != CHORUS_DELTA
-    }
+    merged = {path: leaf for path, leaf in leaves.items() if not is_adapter(path)}
     for path in [path for path in leaves if path.endswith("/lora_a")]:
         stem = path.removesuffix("lora_a")
         a, b = leaves[path], leaves[f"{stem}lora_b"]

@@ -32,7 +32,8 @@ class LossConfig:
       z_loss: weight of the squared log of the softmax's denominator in the generation loss.
       vocab_chunk: at most that many rows of the vocabulary have logits at a time; 0 is all.
       chunk_rows: (bucket, rows) pairs: so many rows of the global batch are in memory at a time,
-        see `gradcache`. Empty trains the whole batch at once.
+        see `gradcache`; a bucket that is not named is one chunk. Empty trains the whole batch at
+        once. In a config: a mapping, or one number for all buckets; 0 is the whole bucket.
       cache_vision: with chunks and a frozen vision tower, keep its outputs [rows, P/4, D] between
         the two passes instead of running it twice.
     """

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from crem_jax import lazy, trees
 from crem_jax import mesh as meshes
-from crem_jax import trees
 from crem_jax.config import ConfigError
 from crem_jax.data.batcher import BatchSpec
+from crem_jax.model import crem, lora
 from crem_jax.train.losses import Metrics
 from crem_jax.train.setup import Objective
-from crem_jax.train.step import TrainState, init_params, init_state, train_step
+from crem_jax.train.step import TrainState, init_params, init_state, state_of, train_step
 from crem_jax.types import Batch
 
 
@@ -42,7 +43,43 @@ def check_rows(spec: BatchSpec, mesh: Mesh) -> None:
 
 def fresh_state(parts: Objective, key: jax.Array) -> TrainState:
     """The state before the first step."""
-    return init_state(parts.model, parts.loss, parts.optimizer, parts.frozen, key)
+    return init_state(
+        parts.model, parts.loss, parts.optimizer, parts.frozen, key, parts.frozen_dtype
+    )
+
+
+def first_state(
+    parts: Objective,
+    abstract: TrainState,
+    weights: Callable[[], crem.Params] | None,
+    key: jax.Array,
+) -> TrainState:
+    """The state before the first step as arrays on the mesh; nothing is whole on the way.
+
+    Args:
+      abstract: see `abstract_state`.
+      weights: opens the parameters to start from (LazyArrays), of which every host reads its own
+        shards; adapters and what belongs to the loss are new. None starts from random ones.
+
+    Raises:
+      TreeError: the weights are not those of the model.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    if weights is None:
+        return jax.jit(functools.partial(fresh_state, parts), out_shardings=shardings)(key)
+    wanted, given = trees.flatten(abstract.params), trees.flatten(weights())
+    new = {path for path in wanted if lora.is_adapter(path) or path.startswith("loss/")}
+    known = {path: leaf for path, leaf in wanted.items() if path not in new}
+    trees.check_same(trees.unflatten(given), trees.unflatten(known), what="config.init_from")
+    params = {p: lazy.materialise(given[p], leaf.dtype, leaf.sharding) for p, leaf in known.items()}
+
+    def others(key: jax.Array) -> dict[str, jax.Array]:
+        fresh = trees.flatten(fresh_state(parts, key).params)
+        return {path: fresh[path] for path in new}
+
+    params |= jax.jit(others, out_shardings={path: wanted[path].sharding for path in new})(key)
+    finish = functools.partial(state_of, optimizer=parts.optimizer, frozen=parts.frozen)
+    return jax.jit(finish, out_shardings=shardings, donate_argnums=0)(trees.unflatten(params))
 
 
 def abstract_state(parts: Objective, mesh: Mesh) -> TrainState:
@@ -62,11 +99,14 @@ def state_shardings(state: TrainState, boxed_params: Any, mesh: Mesh) -> TrainSt
     whole = meshes.replicated(mesh)
     by_param = meshes.param_shardings(boxed_params, mesh)
     named = trees.flatten(by_param)
+    shapes = {path: leaf.shape for path, leaf in trees.flatten(state.params).items()}
 
-    def of(path, _):
+    def of(path, leaf):
         keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
         ends = ("/".join(keys[i:]) for i in range(len(keys)))
-        return next((named[end] for end in ends if end in named), whole)
+        found = next((end for end in ends if end in named), None)
+        # Adafactor's rows and columns of a matrix have the matrix's path but not its shape.
+        return named[found] if found and shapes[found] == leaf.shape else whole
 
     opt_state = jax.tree_util.tree_map_with_path(of, state.opt_state)
     return TrainState(whole, by_param, opt_state)

@@ -58,7 +58,7 @@ def train(
     run = workdir if isinstance(workdir, RunDirectory) else RunDirectory.open(workdir)
     wanted = recipe.recipe_of(config)
     distributed.on_main(lambda: recipe.refuse_another(run.local, wanted))
-    parts = make_parts(config)
+    parts = make_parts(config, run.local)
 
     # ---------------------------------------------------------------- Mesh
     mesh = meshes.make_mesh(layout.mesh_shape(config.mesh, jax.device_count()))
@@ -78,8 +78,8 @@ def train(
     stream = batches()
     restored = checkpointer.restore(abstract, stream)
     if restored is None:
-        fresh = jax.jit(functools.partial(layout.fresh_state, parts), out_shardings=shardings)
-        state, first = fresh(jax.random.key(config.seed)), 0
+        key = jax.random.key(config.seed)
+        state, first = layout.first_state(parts, abstract, parts.weights, key), 0
     else:
         state, first, moved = restored
         if not moved:  # other shards: the examples seen say where to go on

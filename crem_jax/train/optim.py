@@ -12,10 +12,11 @@ from optax.contrib import MuonDimensionNumbers
 
 from crem_jax import trees
 from crem_jax.config import ConfigError
+from crem_jax.model.lora import is_adapter
 
 KEYS = (
     *("name", "lr", "adam_lr", "warmup", "decay", "final", "b1", "b2", "eps", "weight_decay"),
-    *("clip", "mu_dtype", "rates"),
+    *("clip", "mu_dtype", "rates", "frozen_dtype"),
 )
 
 _DECAYED = re.compile(r".*(kernel|embedding|head|lora_[ab])")
@@ -73,13 +74,11 @@ def learning_rates(
         if value < 0:
             raise ConfigError(f"optim.rates: {pattern!r} has the multiplier {value}, below 0")
     named = trees.flatten(trees.match(rules, params, where="optim.rates", default=None))
-    alone = re.compile(r".*/lora_[ab]|compressor/chorus_delta|loss/.*")
-    return {
-        path: float(1.0 if not adapted or alone.fullmatch(path) else 0.0)
-        if value is None
-        else float(value)
-        for path, value in named.items()
-    }
+
+    def default(path: str) -> float:
+        return float(not adapted or is_adapter(path) or path.startswith("loss/"))
+
+    return {path: default(path) if v is None else float(v) for path, v in named.items()}
 
 
 def make_optimizer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,15 @@ from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from crem_jax.config import ConfigError, ModelConfig
-from crem_jax.convert.chorus import chorus_tokens
 from crem_jax.data.batch_spec import make_batch_spec
 from crem_jax.data.pipeline import Stream
 from crem_jax.data.prompt import Prompter
 from crem_jax.data.registry import make_sources
+from crem_jax.model import crem
 from crem_jax.train.joint import LossConfig
 from crem_jax.train.optim import learning_rates, make_optimizer, schedule
+from crem_jax.train.start import TOKENIZER_DIR, scratch_model, starting_point
 from crem_jax.train.step import init_params
-
-TOKENIZER_DIR = Path(__file__).parents[1] / "assets" / "tokenizer"
-_SPECIAL = {
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-    "bos_token_id": "<|endoftext|>",
-    "eos_token_id": "<|im_end|>",
-    "pad_token_id": "<|endoftext|>",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Objective:
 
     Attributes:
       rates: path -> multiplier of the learning rate, of every parameter.
-      frozen: the paths whose multiplier is 0.
+      frozen: the paths whose multiplier is 0. frozen_dtype: the type they are stored in.
     """
 
     model: ModelConfig
@@ -50,6 +40,7 @@ class Objective:
     learning_rate: optax.Schedule
     rates: Mapping[str, float]
     frozen: frozenset[str]
+    frozen_dtype: str
 
     def step_arguments(self) -> dict[str, Any]:
         """The static arguments of `train_step`, but for the seed."""
@@ -59,16 +50,25 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Parts(Objective):
-    """What a run is made of."""
+    """What a run is made of. weights: see `start.Start`."""
 
     tokenizer: Any
     stream: Stream
+    weights: Callable[[], crem.Params] | None
 
 
-def make_parts(config: ConfigDict) -> Parts:
-    """Raises ConfigError or ValueError naming the key for a config that makes no sense."""
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_DIR)
-    model = scratch_model(config.model, tokenizer)
+def make_parts(config: ConfigDict, run: Path | None = None) -> Parts:
+    """The parts of a config.
+
+    Args:
+      run: directory of a run that may have begun; its model is then the one there.
+
+    Raises:
+      ConfigError, ValueError: the config makes no sense; the message names the key.
+      OSError: files it names are not there.
+    """
+    start = starting_point(config, run)
+    model, tokenizer = start.model, start.tokenizer
     stream = Stream(
         make_sources(config.data.sources),
         make_batch_spec(config.data),
@@ -84,7 +84,7 @@ def make_parts(config: ConfigDict) -> Parts:
         jax.process_count(),
     )
     objective = make_objective(config, model)
-    return Parts(**vars(objective), tokenizer=tokenizer, stream=stream)
+    return Parts(**vars(objective), tokenizer=tokenizer, stream=stream, weights=start.weights)
 
 
 def make_objective(config: ConfigDict, model: ModelConfig | None = None) -> Objective:
@@ -101,6 +101,12 @@ def make_objective(config: ConfigDict, model: ModelConfig | None = None) -> Obje
     frozen = frozenset(path for path, rate in rates.items() if not rate)
     if len(frozen) == len(rates):
         raise ConfigError("optim.rates freezes every parameter; nothing is left to train")
+    seen = [path for path in rates if path.startswith("vision/") and path not in frozen]
+    if loss.cache_vision and seen:
+        raise ConfigError(f"loss.cache_vision needs a frozen vision tower, but {seen[0]} trains")
+    frozen_dtype = config.optim.get("frozen_dtype") or "float32"
+    if frozen_dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"optim.frozen_dtype {frozen_dtype!r} is not one of float32, bfloat16")
     return Objective(
         model=model,
         loss=loss,
@@ -108,16 +114,8 @@ def make_objective(config: ConfigDict, model: ModelConfig | None = None) -> Obje
         learning_rate=schedule(config.optim, config.steps),
         rates=rates,
         frozen=frozen,
+        frozen_dtype=frozen_dtype,
     )
-
-
-def scratch_model(section: ConfigDict, tokenizer: Any) -> ModelConfig:
-    """The `model` section with the tokenizer's special token ids filled in."""
-    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in _SPECIAL.items()}
-    values = {**section.to_dict(), **ids}
-    if section.get("num_chorus", 0):
-        values["first_chorus_id"] = tokenizer.convert_tokens_to_ids(chorus_tokens(1)[0])
-    return ModelConfig.from_dict(values)
 
 
 def _loss(config: ConfigDict, model: ModelConfig) -> LossConfig:
@@ -126,14 +124,18 @@ def _loss(config: ConfigDict, model: ModelConfig) -> LossConfig:
     if unknown:
         raise ConfigError(f"unknown key loss.{unknown[0]}; known keys: {', '.join(sorted(known))}")
     values = {"temperature": model.temperature, **config.loss}
-    chunks = dict(values.get("chunk_rows") or {})
+    chunks = values.get("chunk_rows") or {}
+    chunks = dict(
+        chunks if isinstance(chunks, Mapping) else dict.fromkeys(config.data.buckets, chunks)
+    )
     for name, rows in chunks.items():
         if name not in config.data.buckets:
             names = ", ".join(sorted(config.data.buckets))
             raise ConfigError(f"loss.chunk_rows.{name}: no such bucket; data.buckets has {names}")
-        if rows < 1:
-            raise ConfigError(f"loss.chunk_rows.{name} = {rows} must be at least 1")
+        if rows < 0:
+            raise ConfigError(f"loss.chunk_rows.{name} = {rows} must be at least 0")
     for dim in values.get("dims", ()):
         if not 1 <= dim <= model.text.hidden_size:
             raise ConfigError(f"loss.dims: {dim} is not in 1..{model.text.hidden_size}")
+    chunks = {name: rows for name, rows in chunks.items() if rows}
     return LossConfig(**values | {"chunk_rows": tuple(sorted(chunks.items()))})

@@ -42,9 +42,19 @@ def init_state(
     optimizer: optax.GradientTransformation,
     frozen: frozenset[str],
     key: jax.Array,
+    frozen_dtype: str = "float32",
 ) -> TrainState:
-    """A fresh state; moments of the trained parameters alone."""
+    """A fresh state, the frozen parameters in a type of their own."""
     params = nn.meta.unbox(init_params(model, loss, key))
+    trained, still = trees.split(params, frozen)
+    still = jax.tree.map(lambda x: x.astype(frozen_dtype), still)
+    return state_of(trees.merge(trained, still), optimizer, frozen)
+
+
+def state_of(
+    params: crem.Params, optimizer: optax.GradientTransformation, frozen: frozenset[str]
+) -> TrainState:
+    """The state before the first step; moments of the trained parameters alone."""
     trained, _ = trees.split(params, frozen)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
 
