@@ -103,7 +103,7 @@ def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
         # (homogeneous), and 256 conversations about other pictures (heterogeneous).
         sources=dict(
             mmeb=dict(kind="mmeb", path="data/mmeb-train", cap="vlm2vec-v2"),
-            questions=dict(kind="jsonl", path="data/questions.jsonl"),
+            questions=dict(kind="jsonl", path="data/mmeb-train_qa.jsonl"),  # `crem synthesize`
             sharegpt4v=dict(
                 kind="sharegpt",
                 path="data/sharegpt4v/sharegpt4v_instruct_gpt4-vision_cap100k.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from crem_jax.api import Model
 from crem_jax.checkpoint import save_model_files
 from crem_jax.data.shards import iterate
 from crem_jax.flops import model_flops
-from crem_jax.train import layout, recipe
+from crem_jax.train import layout, parameters, recipe
 from crem_jax.train.checkpointer import Checkpointer
 from crem_jax.train.faults import FiniteWatch, Preempted, Preemption, check_room, check_workdir
 from crem_jax.train.meter import Meter, Trace, device_peak
@@ -93,7 +94,10 @@ def train(
     log = MetricsLog(None)
     if distributed.is_main():
         save_model_files(run.local, parts.model, parts.tokenizer)
-        recipe.write(run.local, wanted)
+        recipe.write(run.local, wanted, parts.stream.sources, first)
+        table = parameters.parameter_table(abstract, parts.rates)
+        (run.local / parameters.FILE).write_text(table)
+        print(table, file=sys.stderr)
         writers = [WRITERS[name](run.local, first, wanted) for name in log_to]
         log = MetricsLog(run.local / "metrics.jsonl", first, writers)
 

@@ -125,9 +125,7 @@ def _loss(config: ConfigDict, model: ModelConfig) -> LossConfig:
         raise ConfigError(f"unknown key loss.{unknown[0]}; known keys: {', '.join(sorted(known))}")
     values = {"temperature": model.temperature, **config.loss}
     chunks = values.get("chunk_rows") or {}
-    chunks = dict(
-        chunks if isinstance(chunks, Mapping) else dict.fromkeys(config.data.buckets, chunks)
-    )
+    chunks = dict.fromkeys(config.data.buckets, chunks) if isinstance(chunks, int) else dict(chunks)
     for name, rows in chunks.items():
         if name not in config.data.buckets:
             names = ", ".join(sorted(config.data.buckets))

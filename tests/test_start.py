@@ -1,0 +1,118 @@
+"""A run that starts from weights: its model, its tokenizer, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import toy
+from tiny_run import tiny_config
+
+from crem_jax import api, trees
+from crem_jax.checkpoint import load_config, load_model
+from crem_jax.config import ConfigError
+from crem_jax.train import layout
+from crem_jax.train.loop import train
+from crem_jax.train.setup import make_parts
+
+
+def config_from(directory, steps: int = 2, **lora):
+    """`tiny_config` started from a model directory, its shape left to that."""
+    config = tiny_config(steps)
+    config.model = dict(temperature=0.2, dtype="float32")
+    if lora:
+        config.model.lora = lora
+    config.init_from = str(directory)
+    config.optim.lr = 1e-3
+    return config
+
+
+LORA = dict(rank=2, alpha=4.0, targets=(r"backbone/layers/(q|v)/kernel",))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, tiny_model_dir):
+    """A directory of its own, so that it can be taken away."""
+    return shutil.copytree(tiny_model_dir, tmp_path_factory.mktemp("source") / "model")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, source):
+    """Two steps of adapters on the weights of a directory, after which that is gone."""
+    workdir = tmp_path_factory.mktemp("run") / "lora"
+    model = train(config_from(source, **LORA), workdir)
+    source.rename(source.with_name("elsewhere"))
+    return workdir, model, source.with_name("elsewhere")
+
+
+def first_params(config, parts):
+    mesh = layout.meshes.make_mesh(layout.mesh_shape(config.mesh, jax.device_count()))
+    abstract = layout.abstract_state(parts, mesh)
+    return layout.first_state(parts, abstract, parts.weights, jax.random.key(0)).params
+
+
+def test_the_first_state_holds_the_weights_of_the_directory(tiny_model_dir):
+    config = config_from(tiny_model_dir, **LORA)
+    config.optim.frozen_dtype = "bfloat16"
+    parts = make_parts(config)
+    assert parts.model.temperature == 0.2
+    assert parts.model.num_chorus == load_config(tiny_model_dir).num_chorus
+    got = trees.flatten(first_params(config, parts))
+    for path, weights in trees.flatten(load_model(tiny_model_dir)[1]).items():
+        np.testing.assert_array_equal(got[path], weights.astype("bfloat16"), err_msg=path)
+    adapters = {path for path in got if "lora" in path or "delta" in path}
+    assert len(adapters) == 5
+    assert all(got[path].dtype == "float32" for path in adapters)
+
+
+def test_adapters_train_and_what_they_adapt_stays(run):
+    _, model, source = run
+    got, start = trees.flatten(model.params), trees.flatten(load_model(source)[1])
+    for path, weights in start.items():
+        np.testing.assert_array_equal(got[path], weights, err_msg=path)
+    moved = [path for path in got if path not in start and np.abs(got[path]).max() > 0]
+    assert len(moved) == 5
+
+
+def test_an_opened_run_has_its_adapters_merged_and_embeds_the_same(run):
+    workdir, model, _ = run
+    opened = api.load(workdir, "last")
+    assert opened.config.lora is None
+    assert not [path for path in trees.flatten(opened.params) if "lora" in path]
+    texts = ["two cats", "rain"]
+    np.testing.assert_allclose(opened.encode(texts), model.encode(texts), atol=1e-5)
+
+
+def test_a_run_that_has_begun_needs_its_source_no_more(run):
+    workdir, _, source = run
+    longer = config_from(source.with_name("model"), **LORA)
+    again = train(longer, workdir)
+    assert again.config.lora is not None
+    with pytest.raises(FileNotFoundError, match=r"config\.init_from .* is no directory; expected"):
+        train(longer, workdir.with_name("new"))
+
+
+def test_a_run_writes_what_it_was_made_with_and_its_parameters(run):
+    workdir, _, _ = run
+    recipe = json.loads((workdir / "recipe.json").read_text())
+    (start, *_) = recipe["made_with"]
+    assert recipe["optim"]["lr"] == 1e-3
+    assert {"jax", "flax", "python"} <= set(start["versions"])
+    assert start["data"]["toy"]["records"] == len(toy.Toy())
+    assert start["from_step"] == 0
+    table = (workdir / "parameters.txt").read_text()
+    assert table.count("frozen") == len(trees.flatten(load_model(run[2])[1]))
+    assert "compressor/chorus_delta" in table
+
+
+def test_a_shape_other_than_that_of_the_weights_is_refused(tiny_model_dir):
+    config = config_from(tiny_model_dir)
+    config.model.text = dict(hidden_size=64, num_heads=2)
+    with pytest.raises(ConfigError, match=r"text\.hidden_size is 32, config\.model says 64"):
+        make_parts(config)
+    config.model.text, config.model.num_chorus = {}, 8
+    with pytest.raises(ConfigError, match=r"num_chorus is 4, config\.model says 8"):
+        make_parts(config)
