@@ -31,6 +31,8 @@ EXTRAS = {
     "gcs": ["gcsfs>=2025.3"],
     "tensorboard": ["tensorboardX>=2.6"],
     "wandb": ["wandb>=0.20"],
+    "library": ["lancedb>=0.40,<1", "faiss-cpu>=1.11"],
+    "milvus": ["pymilvus[milvus_lite]>=3.0"],
     # Checks against the reference implementation; nothing needs torch at run time.
     "hf": ["torch>=2.6"],
     # What opens an export (sentence-transformers), and mteb's benchmarks; both bring torch.

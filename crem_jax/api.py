@@ -14,7 +14,7 @@ from crem_jax.config import DTYPES, WEIGHTS, ModelConfig
 from crem_jax.data.prompt import Prompter
 from crem_jax.data.records import Item
 from crem_jax.data.rows import ContextRow, PromptError
-from crem_jax.data.shapes import context_batches, pad_questions
+from crem_jax.data.shapes import MAX_ROWS, context_batches, pad_questions
 from crem_jax.distributed import to_host
 from crem_jax.generate import decoding
 from crem_jax.generate.decoding import Sampling
@@ -29,11 +29,21 @@ class Model:
     Args:
       config: the model's. params: its parameters.
       tokenizer: a transformers tokenizer with Qwen2-VL's special tokens.
+      stored: the parameters that `params` were rounded from, if a library shall know the model by
+        them.
     """
 
-    def __init__(self, config: ModelConfig, params: crem.Params, tokenizer):
+    def __init__(self, config: ModelConfig, params: crem.Params, tokenizer, stored: Any = None):
+        self._stored = params if stored is None else stored
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.prompter = Prompter(config, tokenizer)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Names the model's config and numbers; a library is of one of them."""
+        from crem_jax.library.fingerprint import fingerprint
+
+        return fingerprint(self.config, self._stored)
 
     def encode(self, items: Sequence[Any], k: int | None = None) -> np.ndarray:
         """Search embeddings.
@@ -79,6 +89,67 @@ class Model:
             states = to_host(_chorus(self.config, self.params, context))
             out[chosen] = states[: len(chosen)]
         return out
+
+    def compress(self, items: Sequence[Any]) -> Memory:
+        """Compressed memories, numpy arrays of N rows in the order of the items.
+
+        `pool(memory.chorus, k)` is `encode(items, k)`, and `ask` answers from the memory alone.
+
+        Args and errors: as `encode`.
+        """
+        self._check_chorus()
+        rows = [self.prepare(item) for item in _as_list(items)]
+        parts, order = [], []
+        for chosen, context in context_batches(rows, self.config):
+            memory = _memory(self.config, self.params, context, self.config.num_chorus)
+            parts.append(_take(jax.tree.map(to_host, memory), np.arange(len(chosen))))
+            order += chosen
+        return _take(_joined(parts), np.argsort(order))
+
+    def ask(
+        self,
+        memory: Memory,
+        questions: Sequence[str],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Answers from compressed memories, with no picture and no vision tower.
+
+        Args:
+          memory: of N rows, from `compress` or a library; `memory.chorus_only(k)` answers from its
+            first k chorus tokens. questions: one for each row.
+          temperature, top_p, seed: as for `generate`.
+
+        Raises:
+          ValueError: an empty question, one that does not fit the model, or too few of them.
+        """
+        if len(questions) != len(memory.next_position):
+            raise ValueError(
+                f"{len(questions)} questions about {len(memory.next_position)} memories; expected "
+                "one for each"
+            )
+        asked = [self._question(text) for text in questions]
+        sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
+        answers = []
+        for first in range(0, len(asked), MAX_ROWS):
+            some = asked[first : first + MAX_ROWS]
+            size = 1 << (len(some) - 1).bit_length()
+            rows = first + np.minimum(np.arange(size), len(some) - 1)
+            part = _take(memory, rows)
+            longest = int(part.next_position.max()) + max(map(len, some))
+            if longest > self.config.text.max_positions:
+                raise PromptError(
+                    f"the question and its memory reach position {longest}; the model has "
+                    f"{self.config.text.max_positions} positions"
+                )
+            tokens, valid = self._questions(some, size)
+            out = decoding.generate(
+                self.config, self.params, part, tokens, valid, sampling, max_new_tokens
+            )
+            answers += [self._text(ids) for ids in to_host(out)[: len(some)]]
+        return answers
 
     def generate(
         self,
@@ -152,9 +223,7 @@ class Model:
 
     def _ask(self, value: Any) -> tuple[ContextRow, np.ndarray]:
         item = Item.of(value)
-        if not item.text.strip():
-            raise PromptError("the question is empty; expected some text")
-        question = self.prompter.question(item.text)
+        question = self._question(item.text)
         row = self.prompter.context(Item(images=item.images) if item.images else None)
         needed, limit = len(row.tokens) + len(question), self.config.text.max_positions
         if needed + self.config.num_chorus > limit:
@@ -163,6 +232,18 @@ class Model:
                 f"positions. It begins {item.text[:40]!r}"
             )
         return row, question
+
+    def _question(self, text: str) -> np.ndarray:
+        if not text.strip():
+            raise PromptError("the question is empty; expected some text")
+        return self.prompter.question(text)
+
+    def _check_chorus(self) -> None:
+        if not self.config.num_chorus:
+            raise ValueError(
+                "this model cannot find: it has no chorus tokens (plain Qwen2-VL). "
+                "Give it some with `crem import --chorus 16` and train it"
+            )
 
     def _check_k(self, k: int | None) -> None:
         if k is not None and not 1 <= k <= self.config.num_chorus:
@@ -214,11 +295,12 @@ def load(
     if weights not in (None, *WEIGHTS):
         raise ValueError(f"weights {weights!r} is not one of {', '.join(WEIGHTS)}")
     if weights:
-        config, params, tokenizer = open_parts(directory, step)
-        params = jax.device_put(quantise(params, dtype))
+        config, stored, tokenizer = open_parts(directory, step)
+        params = jax.device_put(quantise(stored, dtype))
     else:
+        stored = None
         config, params, tokenizer = load_parts(directory, step, dtype=dtype)
-    return Model(config.replace(dtype=dtype), params, tokenizer)
+    return Model(config.replace(dtype=dtype), params, tokenizer, stored)
 
 
 def pool(states: np.ndarray, k: int | None = None) -> np.ndarray:
@@ -236,6 +318,27 @@ def _chorus(config: ModelConfig, params: crem.Params, context: Context) -> jax.A
 def _memory(config: ModelConfig, params: crem.Params, context: Context, kept: int | None) -> Memory:
     memory = crem.compress(config, params, context)
     return memory if kept is None else memory.chorus_only(kept)
+
+
+def _joined(parts: Sequence[Memory]) -> Memory:
+    """Compressed memories one after another; keys and values have their rows on axis 1."""
+    join = np.concatenate
+    return Memory(
+        kv=jax.tree.map(lambda *x: join(x, axis=1), *(part.kv for part in parts)),
+        region=join([part.region for part in parts]),
+        next_position=join([part.next_position for part in parts]),
+        chorus=join([part.chorus for part in parts]),
+    )
+
+
+def _take(memory: Memory, rows: np.ndarray) -> Memory:
+    """Rows of a memory, chosen by number."""
+    return Memory(
+        kv=jax.tree.map(lambda x: x[:, rows], memory.kv),
+        region=memory.region[rows],
+        next_position=memory.next_position[rows],
+        chorus=memory.chorus[rows],
+    )
 
 
 def _as_list(items: Any) -> list[Any]:

@@ -76,6 +76,11 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def share() -> tuple[int, int]:
+    """(index of this process, number of processes)."""
+    return jax.process_index(), jax.process_count()
+
+
 def all_agree(fine: bool) -> bool:
     """Whether every process says so. Waits for all of them."""
     if jax.process_count() == 1:

@@ -64,7 +64,7 @@ def test_crem_alone_lists_its_verbs_and_each_shows_examples(capsys):
 def test_wrong_usage_is_one_line_on_stderr(capsys):
     for argv, reason in (
         (["fnid"], "crem: 'fnid' is no verb; did you mean 'find'?\n"),
-        (["tell", "m"], "crem tell: the following arguments are required: IMAGE (see crem tell"),
+        (["tell", "m"], "crem tell: expected IMAGE, or --in LIBRARY --id X\n"),
         (["tell", "m", "i", "--top_p", "0"], "'0' is not a number above 0 and at most 1"),
         (["tell", "m", "i", "--k", "4"], "crem tell: --k 4 needs --compressed"),
         (["find", "m", "w", "--in", ".", "--top", "-1"], "'-1' is not a whole number of at least"),

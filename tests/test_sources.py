@@ -357,7 +357,7 @@ def test_an_index_and_a_limit_choose_records_of_any_source(root):
     ("arguments", "complaint"),
     [
         ({"kind": "jsonl"}, "data.sources.a: a source of kind 'jsonl' needs 'path'"),
-        ({"kind": "jsonl", "file": "x"}, "takes no 'file'; it takes path, image_root, index, li"),
+        ({"kind": "jsonl", "file": "x"}, "takes no 'file'; it takes path, image_root, bare, index"),
         ({"kind": "json"}, "data.sources.a.kind 'json' is not one of emoji, folder, jsonl, mmeb"),
         ({"kind": "emoji", "limit": 0}, "data.sources.a: limit is 0; expected a whole number"),
         ({"kind": "emoji", "split": "x"}, "data.sources.a: unknown emoji split 'x'"),

@@ -1,7 +1,9 @@
-"""Rank a folder of pictures: the best matches as a table and as a picture.
+"""Rank a folder of pictures, or a library: the best matches as a table and as a picture.
 
-The query is words, a picture (--image), or both: words about the picture. Pictures that cannot be
-read are named on stderr and left out.
+The query is words, a picture (--image), or both: words about the picture. Pictures of a folder that
+cannot be read are named on stderr and left out. A library (see `crem index`) answers at once, from
+what it has stored: --where chooses among its entries by a condition on id, uri, text, width,
+height, source or metadata, and --ask asks each match a question.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from pathlib import Path
 EXAMPLES = """\
   crem find runs/emoji "a tiger" --in photos
   crem find runs/emoji --image query.jpg --in photos --top 10 --out grid.png
-  crem find runs/emoji "the same in red" --image query.jpg --in photos"""
+  crem find runs/emoji "the same in red" --image query.jpg --in photos
+  crem find runs/emoji "a tiger" --in photos.crem --where "width > 640 AND id LIKE 'zoo/%'"
+  crem find runs/emoji "a tiger" --in photos.crem --ask "How many are there?" --top 3"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", metavar="WORDS", nargs="?", help="what to find")
     parser.add_argument("--image", metavar="FILE", help="a picture to find the like of")
     parser.add_argument(
-        "--in", dest="folder", metavar="FOLDER", required=True, help="where, subfolders included"
+        "--in",
+        dest="folder",
+        metavar="FOLDER|LIBRARY",
+        required=True,
+        help="a folder, subfolders included, or what `crem index` made",
     )
+    parser.add_argument("--where", metavar="SQL", help="a condition on the entries of a library")
+    parser.add_argument("--ask", metavar="QUESTION", help="ask each match, of a library")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="how many (default 5)")
     parser.add_argument(
         "--k", type=positive, metavar="K", help="read only the first K chorus tokens"
@@ -39,10 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from crem_jax.data.folders import pictures_in
-
     if args.words is None and not args.image:
         raise ValueError("nothing to find; expected words, --image FILE, or both")
+    from crem_jax.data.folders import pictures_in
+    from crem_jax.library.library import is_library
+
+    if is_library(args.folder):
+        from crem_jax.commands.find_library import run as run_library
+
+        return run_library(args)
+    for name in ("where", "ask"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} needs a library; {args.folder} is none")
     paths = pictures_in(args.folder)
 
     from crem_jax.api import load

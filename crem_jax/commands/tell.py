@@ -1,7 +1,8 @@
 """Ask about a picture. The answer appears as it is made.
 
 By default the answer may look at everything in the picture; with --compressed it is made from the
-chorus tokens alone, the same few vectors that `crem find` searches with.
+chorus tokens alone, the same few vectors that `crem find` searches with. With --in LIBRARY --id X
+it is made from the chorus that `crem index` stored; the picture may be gone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ EXAMPLES = """\
   crem tell runs/emoji photo.jpg
   crem tell runs/emoji photo.jpg "How many tigers are there?"
   crem tell runs/emoji photo.jpg --compressed --k 4
-  crem tell runs/emoji photo.jpg --temperature 0.7 --top_p 0.9 --seed 1"""
+  crem tell runs/emoji photo.jpg --temperature 0.7 --top_p 0.9 --seed 1
+  crem tell runs/emoji "How many tigers are there?" --in photos.crem --id zoo/3.jpg"""
 
 QUESTION = "What is this?"
 
@@ -31,13 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_model(parser)
     add_weights(parser)
-    parser.add_argument("image", metavar="IMAGE", help="a picture, of any size and kind")
     parser.add_argument(
-        "question", metavar="QUESTION", nargs="?", default=QUESTION, help=f"default: {QUESTION}"
+        "image", metavar="IMAGE", nargs="?", help="a picture, of any size and kind; not with --in"
     )
+    parser.add_argument("question", metavar="QUESTION", nargs="?", help=f"default: {QUESTION}")
+    parser.add_argument("--in", dest="library", metavar="LIBRARY", help="what `crem index` made")
+    parser.add_argument("--id", metavar="X", help="of an entry there, as `crem find` shows it")
     parser.add_argument("--compressed", action="store_true", help="answer from the chorus alone")
     parser.add_argument(
-        "--k", type=positive, metavar="K", help="with --compressed, from its first K tokens"
+        "--k", type=positive, metavar="K", help="with --compressed or --in, from its first K tokens"
     )
     parser.add_argument(
         "--temperature", type=temperature, default=0.0, metavar="T", help="0 is greedy (default)"
@@ -50,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.library:
+        return _from_library(args)
+    if args.id is not None:
+        raise ValueError(f"--id {args.id!r} needs --in LIBRARY")
+    if args.image is None:
+        raise ValueError("expected IMAGE, or --in LIBRARY --id X")
+    args.question = QUESTION if args.question is None else args.question
     if args.k and not args.compressed:
         raise ValueError(f"--k {args.k} needs --compressed: a native answer sees everything")
 
@@ -81,3 +92,35 @@ def run(args: argparse.Namespace) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
     print()
+
+
+def _from_library(args: argparse.Namespace) -> None:
+    if args.id is None:
+        raise ValueError(f"--in {args.library} needs --id X; `crem find` shows ids")
+    if args.question is not None:
+        raise ValueError(f"IMAGE {args.image!r} is not used with --in; give the question alone")
+    question = QUESTION if args.image is None else args.image
+
+    from crem_jax.library.library import open as open_library
+
+    library = open_library(args.library)
+    from crem_jax.api import load
+    from crem_jax.commands.output import print_json
+
+    model = load(args.model, args.step, weights=args.weights)
+    (answer,) = library.ask(
+        model,
+        [args.id],
+        question,
+        args.k,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        seed=args.seed,
+    )
+    if args.json:
+        k = args.k or library.about.memory_k
+        where = {"library": args.library, "id": args.id}
+        print_json({"answer": answer, **where, "question": question, "compressed": True, "k": k})
+    else:
+        print(answer)

@@ -91,6 +91,7 @@ class Record:
       negatives: hard negatives, encoded and shared with the whole batch.
       turns: (question, answer) pairs asked about `query`; the loss is on every answer.
       source: the data set it came from.
+      metadata: JSON values that a library keeps with the query and filters by.
     """
 
     id: str
@@ -99,6 +100,7 @@ class Record:
     negatives: tuple[Item, ...] = ()
     turns: tuple[tuple[str, str], ...] = ()
     source: str = ""
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _content_bytes(image: Picture) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -24,12 +25,13 @@ class FolderPictures(FileSource):
       path: the folder; subfolders included, hidden files and folders left out.
       name_as_text: a picture without such a file is described by its name: `red_car-2.jpg` is
         "red car 2". Otherwise it cannot be used.
+      bare: a picture without such a file is a record with nothing to learn, to be searched for.
     """
 
-    def __init__(self, path: str | os.PathLike, name_as_text: bool = False):
+    def __init__(self, path: str | os.PathLike, name_as_text: bool = False, bare: bool = False):
         self._folder = Path(path)
         self._pictures = [os.fspath(p.relative_to(path)) for p in pictures_in(path)]
-        self._name_as_text = name_as_text
+        self._name_as_text, self._bare = name_as_text, bare
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -50,10 +52,15 @@ class FolderPictures(FileSource):
             except (ValueError, OSError) as error:
                 raise RecordError(f"{beside}: cannot be read: {error}") from error
             if suffix == ".json":
-                return record_of(value, str(picture.parent), str(beside), source, picture.name)
+                record = record_of(
+                    value, str(picture.parent), str(beside), source, picture.name, self._bare
+                )
+                return dataclasses.replace(record, id=name) if self._bare else record
             text = content
             break
         else:
+            if self._bare and not self._name_as_text:
+                return Record(name, Item(images=(os.path.normpath(picture),)), source=source)
             if not self._name_as_text:
                 raise RecordError(
                     f"{picture}: has neither a .json nor a .txt beside it (name_as_text=true takes "

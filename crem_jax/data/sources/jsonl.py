@@ -21,7 +21,7 @@ from crem_jax.data.sources.fields import (
 )
 from crem_jax.data.sources.rows import JsonLines
 
-KEYS = ("id", "query", "positives", "negatives", "turns", "image", "text")
+KEYS = ("id", "query", "positives", "negatives", "turns", "image", "text", "metadata")
 
 
 class JsonlRecords(FileSource):
@@ -30,12 +30,18 @@ class JsonlRecords(FileSource):
     Args:
       path: the file.
       image_root: folder that picture paths are relative to; default: the file's own folder.
+      bare: records with nothing to learn are fine; they are only searched for.
     """
 
-    def __init__(self, path: str | os.PathLike, image_root: str | os.PathLike | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        image_root: str | os.PathLike | None = None,
+        bare: bool = False,
+    ):
         self._rows = JsonLines(path)
         self._root = os.fspath(image_root if image_root is not None else Path(path).parent)
-        self._name = Path(path).stem
+        self._name, self._bare = Path(path).stem, bare
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -44,16 +50,26 @@ class JsonlRecords(FileSource):
         return self._rows.where(index)
 
     def read(self, index: int) -> Record:
-        return record_of(self._rows[index], self._root, self.where(index), self._name)
+        return record_of(
+            self._rows[index], self._root, self.where(index), self._name, bare=self._bare
+        )
 
 
-def record_of(value: Any, root: str, where: str, source: str, picture: str | None = None) -> Record:
+def record_of(
+    value: Any,
+    root: str,
+    where: str,
+    source: str,
+    picture: str | None = None,
+    bare: bool = False,
+) -> Record:
     """The record that one JSON object describes.
 
     Args:
       root: folder that picture paths are relative to.
       where: the place of the object, for errors, and its id if it has none.
       picture: path of the picture the object is about, if that is known otherwise.
+      bare: it may have nothing to learn.
 
     Raises:
       RecordError: the object is not as `docs/data.md` says.
@@ -83,13 +99,16 @@ def record_of(value: Any, root: str, where: str, source: str, picture: str | Non
         positives = items_of(value.get(key), root, f"{where} {key}")
     negatives = items_of(value.get("negatives"), root, f"{where} negatives")
     turns = turns_of(value.get("turns"), f"{where} turns")
-    if not positives and not turns:
+    if not positives and not turns and not bare:
         raise EmptySideError(f"{where} has nothing to learn: neither positives (or text) nor turns")
     if negatives and not positives:
         raise RecordError(f"{where} has negatives but no positives")
     name = value.get("id")
     if name is not None and not isinstance(name, str | int):
         raise RecordError(f"{where} id is {shown(name)}; expected a text or a whole number")
+    metadata = value.get("metadata")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise RecordError(f"{where} metadata is {shown(metadata)}; expected an object")
     return Record(
         id=where if name is None else text_of(str(name), f"{where} id"),
         query=query,
@@ -97,4 +116,5 @@ def record_of(value: Any, root: str, where: str, source: str, picture: str | Non
         negatives=negatives,
         turns=turns,
         source=source,
+        metadata=metadata or {},
     )

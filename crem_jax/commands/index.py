@@ -1,0 +1,146 @@
+"""Index pictures and texts once; then find them in milliseconds and ask them without the pictures.
+
+SOURCE is a folder of pictures, a .jsonl file, a tfds or prepared data set, or KIND:PATH,KEY=VALUE,…
+as for `crem prepare`. Only what is new or has changed is encoded. Interrupted, the same command
+goes on where it was. What cannot be read is named on stderr and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from crem_jax.library.entry import ENCODINGS
+
+EXAMPLES = """\
+  crem index runs/emoji photos --library photos.crem
+  crem index runs/emoji photos --library photos.crem --delete
+  crem index runs/emoji shop.jsonl --library s3://bucket/shop.crem --memory int8
+  crem index runs/emoji emoji --library emoji.crem --shard 0/4"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from crem_jax.commands.options import add_model, positive
+
+    add_model(parser)
+    parser.add_argument("source", metavar="SOURCE", help="PATH, or KIND:PATH,KEY=VALUE,…")
+    parser.add_argument(
+        "--library", metavar="DIR", required=True, help="a new directory or URI, or one to update"
+    )
+    parser.add_argument(
+        "--delete", action="store_true", help="remove what the source no longer has"
+    )
+    parser.add_argument("--prefix", default="", metavar="TEXT", help="put before every id")
+    parser.add_argument(
+        "--memory",
+        choices=ENCODINGS,
+        help="how memories are stored (default: bfloat16, or as the library is)",
+    )
+    parser.add_argument(
+        "--memory_k",
+        type=positive,
+        metavar="K",
+        help="chorus tokens kept in a memory (default: all)",
+    )
+    parser.add_argument(
+        "--ks",
+        type=_numbers,
+        metavar="K,K,…",
+        help="numbers of chorus tokens to search by (default: K and its halves)",
+    )
+    parser.add_argument(
+        "--milvus",
+        metavar="URI",
+        help="keep the vectors on a Milvus server, or in a Milvus Lite file",
+    )
+    parser.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="do part I of N (0/4 … 3/4), each a process"
+    )
+    parser.add_argument(
+        "--distributed",
+        default="off",
+        metavar="off|auto|HOST:PORT,N,I",
+        help="processes that share the work, as for `crem train` (default: off)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="items stored together (default 128)",
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic"
+    )
+    parser.add_argument("--workers", type=positive, metavar="N", help="decoding threads")
+
+
+def run(args: argparse.Namespace) -> None:
+    from crem_jax import distributed
+
+    distributed.start(args.distributed)
+    from crem_jax.api import load
+    from crem_jax.commands.output import counting, print_json
+    from crem_jax.data.workers import default_workers
+    from crem_jax.library.contents import Contents
+    from crem_jax.library.indexing import about_of, index
+    from crem_jax.library.library import create, is_library
+    from crem_jax.library.library import open as open_library
+
+    shard = args.shard or distributed.share()
+    contents = Contents(args.source, args.prefix)
+    options = {"memory": args.memory, "memory_k": args.memory_k, "prefixes": args.ks}
+    if is_library(args.library):
+        old = open_library(args.library).about
+        options = {name: value or getattr(old, name) for name, value in options.items()}
+        args.milvus = args.milvus or old.vectors
+    options["memory"] = options["memory"] or "bfloat16"
+    model = load(args.model, args.step, dtype=args.dtype)
+    about = about_of(model, str(args.model), **options, vectors=args.milvus or "")
+    library = create(args.library, about)
+    total = len(range(shard[0], len(contents), shard[1]))
+    with counting(total, "indexing") as progress:
+        done = index(
+            model,
+            library,
+            contents,
+            shard=shard,
+            delete=args.delete,
+            batch=args.batch,
+            workers=args.workers or default_workers(),
+            progress=progress,
+        )
+    for where, reason in done.skipped:
+        named = reason if where in reason else f"{where}: {reason}"
+        print(f"crem index: skipped {named}", file=sys.stderr)
+    library.tidy()
+    if args.json:
+        print_json(
+            {
+                "library": args.library,
+                "entries": len(library),
+                "encoded": done.encoded,
+                "unchanged": done.unchanged,
+                "deleted": done.deleted,
+                "skipped": [{"where": w, "reason": r} for w, r in done.skipped],
+            }
+        )
+        return
+    print(
+        f"{args.library}: {len(library)} entries; encoded {done.encoded}, unchanged "
+        f"{done.unchanged}, deleted {done.deleted}, skipped {len(done.skipped)}"
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    first, slash, count = text.partition("/")
+    if slash and first.isdecimal() and count.isdecimal() and int(first) < int(count):
+        return int(first), int(count)
+    raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I of 0..N-1")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if all(part.isdecimal() and int(part) > 0 for part in parts):
+        return tuple(int(part) for part in parts)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 16,4")

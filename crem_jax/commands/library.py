@@ -1,0 +1,70 @@
+"""Look after a library: what is in it (stats), tidy it up (compact), check all of it (verify).
+
+verify reads every entry and memory, and measures how many of the true nearest neighbours a search
+finds, on the library's own vectors. Its exit code is 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLES = """\
+  crem library stats photos.crem
+  crem library compact photos.crem
+  crem library verify photos.crem --json"""
+
+WRONG = 1
+"""Exit code when `verify` finds something wrong."""
+
+_SHOWN = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from crem_jax.commands.options import positive
+
+    parser.add_argument("action", choices=("stats", "compact", "verify"), help="what to do")
+    parser.add_argument("library", metavar="DIR", help="what `crem index` made")
+    parser.add_argument(
+        "--queries", type=positive, default=64, metavar="N", help="to measure recall (default 64)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from crem_jax.commands.output import print_json
+    from crem_jax.library.library import open as open_library
+
+    library = open_library(args.library)
+    if args.action == "verify":
+        return _verify(library, args)
+    result = library.stats() if args.action == "stats" else library.compact()
+    if args.json:
+        print_json(result)
+        return 0
+    for name, value in result.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {_shown(key, one)}" for key, one in value.items())
+        print(f"{name:12} {value}")
+    return 0
+
+
+def _verify(library, args: argparse.Namespace) -> int:
+    from crem_jax.commands.output import print_json, print_table
+
+    found = library.verify(queries=args.queries)
+    problems = found["problems"]
+    if args.json:
+        found["problems"] = [{"id": name, "reason": reason} for name, reason in problems]
+        print_json(found)
+        return WRONG if problems else 0
+    if problems:
+        print_table(("id", "what is wrong"), problems[:_SHOWN], f"{len(problems)} problems")
+    print(f"{found['entries']} entries, {found['memories']} memories, {len(problems)} problems")
+    if found["orphans"]:
+        print(f"{found['orphans']} memories of no entry: `crem library compact` drops them")
+    measured = f" of 10 on {found['queries']} of its own vectors" if found["queries"] else ""
+    print(f"search: {found['search']}, recall {found['recall']:.4f}{measured}")
+    return WRONG if problems else 0
+
+
+def _shown(key: str, value) -> str:
+    return f"{value / 1e6:.1f} MB" if key == "bytes" else str(value)

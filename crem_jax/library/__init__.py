@@ -1,0 +1,25 @@
+"""The library: pictures and texts with their embeddings and chorus memories, searched and asked.
+
+library = crem_jax.library.open("photos.crem")
+hits = library.find(model, "a tiger", top=5)
+library.ask(model, [hit.entry.id for hit in hits], "What is this?")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PLACES = {
+    "library": ("Library", "create", "is_library", "open"),
+    "entry": ("About", "Entry", "Hit", "LibraryError"),
+}
+
+__all__ = ["About", "Entry", "Hit", "Library", "LibraryError", "create", "is_library", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"crem_jax.library.{module}"), name)
+    raise AttributeError(f"module 'crem_jax.library' has no attribute {name!r}")

@@ -1,0 +1,134 @@
+"""What a source gives to a library: items by id, and whether they have changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from crem_jax.data.image import open_picture
+from crem_jax.data.records import Item, Picture
+from crem_jax.data.registry import make_source
+from crem_jax.data.sources.selected import where
+from crem_jax.data.spec import parse_source
+
+_BARE = ("folder", "jsonl")  # kinds that can do without anything to learn
+_THUMBNAIL = 192  # pixels of the longer side
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Thing:
+    """One item of a source before it is encoded.
+
+    Attributes:
+      id: its name. item: what is encoded. content: hash of that and of the text.
+      uri: the picture's path, if it is a file. text: what belongs to it. metadata: JSON values.
+    """
+
+    id: str
+    item: Item
+    content: str
+    uri: str
+    text: str
+    metadata: Mapping[str, Any]
+
+
+class ThingError(ValueError):
+    """A known item cannot be used. id: its name."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(reason)
+        self.id = name
+
+
+class Contents:
+    """The items of a source, `crem prepare`'s grammar.
+
+    Args:
+      text: the source as a person writes it. prefix: put before every id.
+
+    Attributes:
+      name: the source in words, its path absolute.
+
+    Raises:
+      ValueError, OSError: it cannot be used.
+    """
+
+    def __init__(self, text: str, prefix: str = ""):
+        kind, arguments = parse_source(text)
+        if kind in _BARE:
+            arguments = {"bare": True, **arguments}
+        self._source = make_source(kind, arguments, text)
+        self._prefix = prefix
+        path = arguments.get("path")
+        rest = {k: v for k, v in arguments.items() if k not in ("path", "bare")}
+        told = ",".join(f"{key}={value}" for key, value in rest.items())
+        place = os.path.abspath(path) if path else ""
+        self.name = f"{kind}:{place}" + (f",{told}" if told else "")
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def where(self, index: int) -> str:
+        return where(self._source, index)
+
+    def thing(self, index: int) -> Thing:
+        """Item `index`; its pictures are read, but not decoded.
+
+        Raises:
+          ThingError: its pictures cannot be read. ValueError: it is no record.
+        """
+        record = self._source.record(index, None)
+        text = next((item.text for item in record.positives if item.text), "")
+        files = [i for i in record.query.images if isinstance(i, str | os.PathLike)]
+        name = f"{self._prefix}{record.id}"
+        try:
+            pictures = tuple(map(_read, record.query.images))
+        except OSError as error:
+            raise ThingError(name, f"{error.filename}: {error.strerror}") from error
+        item = dataclasses.replace(record.query, images=pictures)
+        told = json.dumps([item.text, text, record.metadata], sort_keys=True)
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (told.encode(), *map(_bytes, item.images)):
+            digest.update(len(part).to_bytes(8, "little") + part)
+        uri = os.path.abspath(files[0]) if files else ""
+        return Thing(name, item, digest.hexdigest(), uri, text, record.metadata)
+
+
+def thumbnail(picture: Picture) -> tuple[bytes, tuple[int, int]]:
+    """A small encoded picture, and the (width, height) of the whole one.
+
+    Raises:
+      PictureError: it cannot be decoded.
+    """
+    image = open_picture(picture)
+    size = image.size
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    files = []
+    for kind in ("PNG", "JPEG"):
+        file = io.BytesIO()
+        image.save(file, kind)
+        files.append(file.getvalue())
+    return min(files, key=len), size
+
+
+def _read(picture: Picture) -> Picture:
+    if isinstance(picture, str | os.PathLike):
+        return Path(picture).read_bytes()
+    return picture
+
+
+def _bytes(picture: Picture) -> bytes:
+    if isinstance(picture, bytes):
+        return picture
+    pixels: Any = np.asarray(picture)
+    size = picture.size if isinstance(picture, Image.Image) else pixels.shape
+    return repr(size).encode() + pixels.tobytes()

@@ -1,0 +1,217 @@
+"""Indexes a source: one pass of the compressor gives each item's embeddings and its memory.
+
+What is in the library is known by id and content hash, so that only new and changed items are
+encoded. A batch is safe when `Library.put` returns; an interrupted run loses the batch it was at,
+and the next run encodes exactly what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crem_jax.data.rows import ContextRow
+from crem_jax.library.contents import Contents, Thing, ThingError, thumbnail
+from crem_jax.library.entry import About, Entry, LibraryError
+from crem_jax.library.library import Library
+
+if TYPE_CHECKING:
+    from crem_jax.api import Model
+
+_TIDY_EVERY = 64  # batches
+
+
+@dataclasses.dataclass
+class Indexed:
+    """encoded, unchanged, deleted: numbers of items. skipped: (where, why it cannot be used)."""
+
+    encoded: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    skipped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """An item whose pictures are decoded; `error` if they cannot be. id: "" if unknown."""
+
+    index: int
+    id: str = ""
+    thing: Thing | None = None
+    row: ContextRow | None = None
+    thumbnail: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    error: str = ""
+
+
+def index(
+    model: Model,
+    library: Library,
+    contents: Contents,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    delete: bool = False,
+    batch: int = 128,
+    workers: int = 2,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Indexed:
+    """Brings the library up to date with a source.
+
+    Args:
+      shard: (i, n): only items i, i + n, …, where n processes share the work.
+      delete: remove what the source no longer has.
+      batch: items that are encoded and stored together. workers: threads that decode pictures.
+      progress: told how many items more are done.
+
+    Raises:
+      LibraryError: the library is another model's, or has an item of the same id from elsewhere.
+    """
+    library.check_model(model)
+    if delete and shard[1] > 1:
+        raise LibraryError("a shard does not see the whole source: delete in a run of its own")
+    known = _known(library)
+    seen: set[str] = set()
+    done = Indexed()
+    numbers = range(shard[0], len(contents), shard[1])
+    batches = 0
+    with ThreadPoolExecutor(workers) as pool:
+        for ready in _chunks(pool, model, contents, numbers, known, batch):
+            fresh = []
+            for one in ready:
+                twice = f"its id {one.id!r} was given before" if one.id in seen else ""
+                if one.error or twice:
+                    done.skipped.append((contents.where(one.index), one.error or twice))
+                elif one.row is None:
+                    done.unchanged += 1
+                else:
+                    _check_source(one.id, known, contents.name)
+                    fresh.append(one)
+                if one.id:
+                    seen.add(one.id)
+            if fresh:
+                _store(model, library, contents.name, fresh)
+                done.encoded += len(fresh)
+                batches += 1
+                if shard[0] == 0 and batches % _TIDY_EVERY == 0:
+                    library.tidy()
+            progress(len(ready))
+    if delete:
+        gone = [name for name, (_, source) in known.items() if source == contents.name]
+        gone = sorted(set(gone) - seen)
+        library.delete(gone)
+        done.deleted = len(gone)
+    return done
+
+
+def about_of(
+    model: Model,
+    name: str,
+    memory: str = "bfloat16",
+    memory_k: int | None = None,
+    prefixes: Sequence[int] | None = None,
+    vectors: str = "",
+) -> About:
+    """What a library made with this model says of itself.
+
+    Raises:
+      LibraryError: the model has no chorus tokens, or a k is not in 1..K.
+    """
+    from crem_jax.library.entry import halves
+
+    chorus = model.config.num_chorus
+    if not chorus:
+        raise LibraryError("this model cannot find: it has no chorus tokens (plain Qwen2-VL)")
+    chosen = sorted({chorus, *(prefixes or halves(chorus))}, reverse=True)
+    return About(
+        fingerprint=model.fingerprint,
+        model=name,
+        num_chorus=chorus,
+        dim=model.config.text.hidden_size,
+        prefixes=tuple(chosen),
+        memory=memory,
+        memory_k=memory_k or chorus,
+        vectors=vectors,
+    )
+
+
+def _known(library: Library) -> dict[str, tuple[str, str]]:
+    """(content, source) by id."""
+    found: dict[str, tuple[str, str]] = {}
+    for rows in library.scan(["id", "content", "source"]):
+        pairs = zip(rows["content"].tolist(), rows["source"].tolist(), strict=True)
+        found |= zip(rows["id"].tolist(), pairs, strict=True)
+    return found
+
+
+def _check_source(name: str, known: Mapping[str, tuple[str, str]], source: str) -> None:
+    if name in known and known[name][1] != source:
+        raise LibraryError(
+            f"the library has {name!r} from {known[name][1]}; give the ids of {source} a --prefix"
+        )
+
+
+def _chunks(
+    pool: ThreadPoolExecutor,
+    model: Model,
+    contents: Contents,
+    numbers: Sequence[int],
+    known: Mapping[str, tuple[str, str]],
+    size: int,
+) -> Iterator[list[_Ready]]:
+    """Lists of items in which at most `size` are to be encoded, the next one being decoded."""
+
+    def prepare(number: int) -> _Ready:
+        name = ""
+        try:
+            thing = contents.thing(number)
+            name = thing.id
+            if known.get(name, ("", ""))[0] == thing.content:
+                return _Ready(number, name, thing)
+            small, pixels = thumbnail(thing.item.images[0]) if thing.item.images else (b"", (0, 0))
+            return _Ready(number, name, thing, model.prepare(thing.item), small, pixels)
+        except ThingError as error:
+            return _Ready(number, error.id, error=str(error))
+        except ValueError as error:
+            return _Ready(number, name, error=str(error).removeprefix("<bytes>: "))
+
+    def begin(span: Sequence[int]) -> list:
+        return [pool.submit(prepare, number) for number in span]
+
+    spans = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    following = begin(spans[0]) if spans else []
+    for span in itertools.chain(spans[1:], [()]):
+        current, following = following, begin(span)
+        yield [future.result() for future in current]
+
+
+def _store(model: Model, library: Library, source: str, ready: Sequence[_Ready]) -> None:
+    from crem_jax.api import pool
+    from crem_jax.library.memory_codec import encode_memory
+
+    about = library.about
+    memory = model.compress([one.row for one in ready])
+    vectors = np.stack([pool(memory.chorus, k) for k in about.prefixes], axis=1)
+    entries = [
+        Entry(
+            id=one.thing.id,
+            vectors=own.astype(np.float16),
+            content=one.thing.content,
+            uri=one.thing.uri,
+            text=one.thing.text or one.thing.item.text,
+            metadata=one.thing.metadata,
+            thumbnail=one.thumbnail,
+            width=one.size[0],
+            height=one.size[1],
+            source=source,
+        )
+        for one, own in zip(ready, vectors, strict=True)
+    ]
+    blobs = None
+    if about.memory != "none":
+        blobs = encode_memory(memory, about.memory, about.memory_k)
+    library.put(entries, blobs)

@@ -1,0 +1,349 @@
+"""Entries and memories in LanceDB: one directory or object-store URI, two tables.
+
+Memories are blobs in a table of their own, so that compacting entries does not rewrite them. Both
+tables are written by id (`merge_insert`), so that writing again what an interrupted run may have
+written already changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from lancedb.index import BTree
+
+from crem_jax.library.ann import Neighbours
+from crem_jax.library.entry import About, Entry, Hit, LibraryError, check_unique
+
+ENTRIES, MEMORIES = "entries", "memories"
+EXACT_UP_TO = 50_000
+"""Rows that are compared one by one; more of them go through `ann.Neighbours`."""
+
+_ABOUT = b"crem"
+_INDEXED = {ENTRIES: ("id", "key", "source"), MEMORIES: ("id",)}
+_FIELDS = ("id", "uri", "text", "metadata", "thumbnail", "width", "height", "source", "content")
+_IDS_AT_ONCE = 500
+_TRIES = 20
+
+
+def connect(uri: str | os.PathLike) -> Any:
+    """The database at a path or URI (s3://, gs://, az://)."""
+    return lancedb.connect(os.fspath(uri))
+
+
+def exists(uri: str) -> bool:
+    """Whether a library is at an object-store URI."""
+    return MEMORIES in connect(uri).table_names(limit=1000)
+
+
+def create(db: Any, about: About) -> None:
+    """Makes the tables of a new library; the one that `exists` looks for last.
+
+    Several processes may do so at once.
+    """
+    if not about.vectors:
+        _index(db.create_table(ENTRIES, schema=_schema(about), exist_ok=True))
+    columns = [("id", pa.string()), ("content", pa.string()), lancedb.blob("memory")]
+    schema = pa.schema(columns, metadata={_ABOUT: about.to_json().encode()})
+    _index(db.create_table(MEMORIES, schema=schema, exist_ok=True))
+
+
+def about(db: Any) -> About:
+    """What the library says of itself."""
+    note = (db.open_table(MEMORIES).schema.metadata or {}).get(_ABOUT)
+    if note is None:
+        raise LibraryError(f"{db.uri} is a LanceDB database but no library")
+    return About.from_json(note)
+
+
+class LanceEntries:
+    """`store.Entries` in a LanceDB table.
+
+    Args:
+      cache: the directory of derived indexes.
+      exact_up_to: rows compared one by one.
+    """
+
+    def __init__(self, db: Any, about: About, cache: Path, exact_up_to: int = EXACT_UP_TO):
+        self._table = db.open_table(ENTRIES)
+        self._about, self._cache, self._exact_up_to = about, cache, exact_up_to
+        self._neighbours: dict[str, Neighbours] = {}
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        check_unique([entry.id for entry in entries])
+        columns = {
+            "id": [entry.id for entry in entries],
+            "key": [entry.key for entry in entries],
+            "metadata": [json.dumps(dict(entry.metadata)) for entry in entries],
+            **{
+                name: [getattr(entry, name) for entry in entries]
+                for name in _FIELDS
+                if name not in ("id", "metadata")
+            },
+        }
+        for i, k in enumerate(self._about.prefixes):
+            flat = np.stack([entry.vectors[i] for entry in entries]).astype(np.float16)
+            values = pa.array(flat.reshape(-1))
+            columns[self._about.column(k)] = pa.FixedSizeListArray.from_arrays(
+                values, self._about.dim
+            )
+        _merge(self._table, pa.table(columns, schema=_schema(self._about)))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        _delete(self._table, ids)
+
+    def get(self, ids: Sequence[str]) -> list[Entry | None]:
+        vectors = [self._about.column(k) for k in self._about.prefixes]
+        found = {}
+        for rows in _by_id(self._latest(), ids, [*_FIELDS, *vectors]):
+            stacked = np.stack([_matrix(rows[name]) for name in vectors], axis=1)
+            for row, own in zip(rows.select(_FIELDS).to_pylist(), stacked, strict=True):
+                found[row["id"]] = _entry(row, own)
+        return [found.get(name) for name in ids]
+
+    def scan(
+        self, columns: Sequence[str], where: str | None = None
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        query = self._latest().search().select(list(columns))
+        with _condition(where):
+            for batch in (query.where(where) if where else query).to_batches():
+                yield {name: _numpy(batch.column(name)) for name in columns}
+
+    def search(
+        self, vector: np.ndarray, k: int | None, top: int, where: str | None = None
+    ) -> list[Hit]:
+        column = self._about.column(k)
+        self._latest()
+        if self.count(where) <= self._exact_up_to:
+            return self._exact(vector, column, top, where)
+        keys, scores = self._near(column).search(vector, top, self._keys(where) if where else None)
+        listed = ", ".join(str(key) for key in keys)
+        query = self._table.search().where(f"key IN ({listed})").select(["key", *_FIELDS])
+        found = {row["key"]: _entry(row) for row in query.to_arrow().to_pylist()}
+        pairs = zip(keys.tolist(), scores.tolist(), strict=True)
+        return [Hit(found[key], score) for key, score in pairs if key in found]
+
+    def count(self, where: str | None = None) -> int:
+        with _condition(where):
+            return self._latest().count_rows(where)
+
+    def stats(self) -> dict[str, Any]:
+        return {"entries": self.count(), **_sizes(self._latest())}
+
+    def compact(self) -> None:
+        _optimize(self._latest(), timedelta(0))
+        for k in self._about.prefixes[:1]:
+            if self.count() > self._exact_up_to:
+                self._near(self._about.column(k))
+
+    def recall(self, k: int | None, top: int, queries: int) -> dict[str, Any]:
+        if self.count() <= self._exact_up_to:
+            return {"search": "exact", "recall": 1.0, "queries": 0}
+        return self._near(self._about.column(k)).measure(top, queries)
+
+    def tidy(self) -> None:
+        """A light `compact` while others may be reading and writing."""
+        _optimize(self._latest(), timedelta(minutes=10))
+
+    def _exact(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
+        query = self._table.search(np.asarray(vector, np.float32), vector_column_name=column)
+        query = query.distance_type("dot").select([*_FIELDS, "_distance"]).limit(top)
+        with _condition(where):
+            rows = (query.where(where) if where else query).to_arrow().to_pylist()
+        return [Hit(_entry(row), 1.0 - row["_distance"]) for row in rows]
+
+    def _keys(self, where: str) -> np.ndarray:
+        return np.concatenate([batch["key"] for batch in self.scan(["key"], where)])
+
+    def _near(self, column: str) -> Neighbours:
+        """The derived index of a column, brought up to date."""
+        if column not in self._neighbours:
+            self._neighbours[column] = Neighbours(self._cache / column, self._about.dim)
+        near = self._neighbours[column]
+        if near.version != self._table.version:
+
+            def vectors(keys: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+                wheres = [None] if keys is None else _in_lists("key", keys.tolist())
+                for where in wheres:
+                    for batch in self.scan(["key", column], where):
+                        yield batch["key"], batch[column]
+
+            version = self._table.version
+            keys = np.concatenate([b["key"] for b in self.scan(["key"])] or [np.zeros(0, np.int64)])
+            near.update(version, keys, vectors)
+        return near
+
+    def _latest(self) -> Any:
+        self._table.checkout_latest()
+        return self._table
+
+
+class LanceMemories:
+    """`store.Memories` in a LanceDB table."""
+
+    def __init__(self, db: Any):
+        self._table = db.open_table(MEMORIES)
+
+    def put(self, ids: Sequence[str], contents: Sequence[str], blobs: Sequence[bytes]) -> None:
+        check_unique(list(ids))
+        memory = pa.array(list(blobs), pa.large_binary())
+        _merge(self._table, pa.table({"id": ids, "content": contents, "memory": memory}))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        _delete(self._table, ids)
+
+    def get(self, ids: Sequence[str]) -> list[bytes | None]:
+        self._table.checkout_latest()
+        found = {}
+        for where in _in_lists("id", ids):
+            rows = self._table.search().where(where).select(["id"]).with_row_id(True).to_arrow()
+            if len(rows):
+                blobs = self._table.fetch_blobs("memory", rows["_rowid"].to_pylist())
+                found |= dict(zip(rows["id"].to_pylist(), blobs.to_pylist(), strict=True))
+        return [found.get(name) for name in ids]
+
+    def contents(self) -> dict[str, str]:
+        self._table.checkout_latest()
+        rows = self._table.search().select(["id", "content"]).to_arrow()
+        return dict(zip(rows["id"].to_pylist(), rows["content"].to_pylist(), strict=True))
+
+    def stats(self) -> dict[str, Any]:
+        self._table.checkout_latest()
+        return {"memories": self._table.count_rows(), **_sizes(self._table)}
+
+    def compact(self) -> None:
+        self._table.checkout_latest()
+        _optimize(self._table, timedelta(0))
+
+    def tidy(self) -> None:
+        """A light `compact` while others may be reading and writing."""
+        self._table.checkout_latest()
+        _optimize(self._table, timedelta(minutes=10))
+
+
+def _schema(about: About) -> pa.Schema:
+    """Of the entries, as they are written: the table's own has JSON in its binary form."""
+    vectors = [pa.field(about.column(k), pa.list_(pa.float16(), about.dim)) for k in about.prefixes]
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("key", pa.int64()),
+            ("content", pa.string()),
+            ("uri", pa.string()),
+            ("text", pa.string()),
+            ("metadata", pa.json_()),
+            ("thumbnail", pa.binary()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("source", pa.string()),
+            *vectors,
+        ]
+    )
+
+
+def _index(table: Any) -> None:
+    """Indexes the columns that rows are looked up by, unless they are."""
+    known = {column for index in table.list_indices() for column in index.columns}
+    for column in _INDEXED[table.name]:
+        if column not in known:
+            _retrying(table, lambda column=column: table.create_index(column, config=BTree()))
+
+
+def _merge(table: Any, rows: pa.Table) -> None:
+    def write() -> None:
+        merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        merge.execute(rows)
+
+    _retrying(table, write)
+
+
+def _delete(table: Any, ids: Sequence[str]) -> None:
+    for where in _in_lists("id", ids):
+        _retrying(table, lambda where=where: table.delete(where))
+
+
+def _retrying(table: Any, write) -> None:
+    """Writes again when another process has committed first."""
+    for attempt in range(_TRIES):
+        try:
+            return write()
+        except (OSError, RuntimeError, ValueError) as error:
+            conflict = "conflict" in str(error).lower() or "contention" in str(error).lower()
+            if not conflict or attempt == _TRIES - 1:
+                raise
+            time.sleep(0.05 * (1 + attempt) * (1 + np.random.default_rng().random()))
+            table.checkout_latest()
+
+
+def _optimize(table: Any, keep: timedelta) -> None:
+    _index(table)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table.optimize(cleanup_older_than=keep)
+    except (OSError, RuntimeError) as error:  # someone else is writing: nothing is lost by waiting
+        if "conflict" not in str(error).lower():
+            raise
+
+
+def _by_id(table: Any, ids: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:
+    for where in _in_lists("id", ids):
+        yield table.search().where(where).select(list(columns)).to_arrow()
+
+
+def _in_lists(column: str, values: Sequence[Any]) -> list[str]:
+    """SQL conditions that together name all values, a limited number in each."""
+    quoted = [
+        "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+        for value in values
+    ]
+    spans = range(0, len(quoted), _IDS_AT_ONCE)
+    return [f"{column} IN ({', '.join(quoted[i : i + _IDS_AT_ONCE])})" for i in spans]
+
+
+@contextlib.contextmanager
+def _condition(where: str | None) -> Iterator[None]:
+    """Names a condition that the database cannot read."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        if where is None or isinstance(error, LibraryError):
+            raise
+        reason = str(error).split("\n")[0].split(", rust/")[0][:300]
+        raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
+
+
+def _entry(row: Mapping[str, Any], vectors: np.ndarray | None = None) -> Entry:
+    fields = {name: row[name] for name in _FIELDS}
+    fields["metadata"] = json.loads(fields["metadata"] or "{}")
+    return Entry(vectors=np.zeros((0, 0), np.float16) if vectors is None else vectors, **fields)
+
+
+def _matrix(column: Any) -> np.ndarray:
+    """A fixed-size-list column as [n, D]."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    width = column.type.list_size
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, width)
+
+
+def _numpy(column: pa.Array) -> np.ndarray:
+    if pa.types.is_fixed_size_list(column.type):
+        return _matrix(column)
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _sizes(table: Any) -> dict[str, Any]:
+    stats = table.stats()
+    return {"bytes": int(stats["total_bytes"]), "version": int(table.version)}

@@ -1,0 +1,305 @@
+"""A library: entries to search and memories to ask, of one model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crem_jax.library.entry import About, Entry, Hit, LibraryError
+from crem_jax.library.store import Entries, Memories
+
+if TYPE_CHECKING:
+    from crem_jax.api import Model
+
+MEMORIES = "memories"
+"""The table that every library has."""
+
+_AT_ONCE = 256
+
+
+class Library:
+    """Entries and memories of one model. Made by `open` or `create`.
+
+    Attributes:
+      about: what is the same for all entries.
+    """
+
+    def __init__(self, about: About, entries: Entries, memories: Memories):
+        self.about, self._entries, self._memories = about, entries, memories
+
+    # writing
+
+    def put(self, entries: Sequence[Entry], memories: Sequence[bytes] | None = None) -> None:
+        """Adds or replaces entries by their ids; returns when they are safe on disk.
+
+        Args:
+          memories: an encoded memory for each, unless the library keeps none.
+        """
+        if (memories is None) != (self.about.memory == "none"):
+            raise LibraryError(f"the library keeps memories as {self.about.memory!r}")
+        for entry in entries:
+            if entry.vectors.shape != (len(self.about.prefixes), self.about.dim):
+                raise LibraryError(
+                    f"{entry.id}: vectors of shape {entry.vectors.shape}; expected "
+                    f"{(len(self.about.prefixes), self.about.dim)}"
+                )
+        # The memories first: what can be found can always be asked.
+        if memories is not None:
+            contents = [entry.content for entry in entries]
+            self._memories.put([entry.id for entry in entries], contents, memories)
+        self._entries.put(entries)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Removes entries and their memories; unknown ids are no error."""
+        self._entries.delete(ids)
+        self._memories.delete(ids)
+
+    # reading
+
+    def __len__(self) -> int:
+        return self._entries.count()
+
+    def get(self, ids: Sequence[str]) -> list[Entry | None]:
+        return self._entries.get(ids)
+
+    def scan(
+        self, columns: Sequence[str], where: str | None = None
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        """All entries in batches of columns, such as "id" or "content"."""
+        return self._entries.scan(columns, where)
+
+    def search(
+        self, vector: np.ndarray, k: int | None = None, top: int = 5, where: str | None = None
+    ) -> list[Hit]:
+        """The entries nearest to an embedding, best first.
+
+        Args:
+          vector: float32 [D], L2-normalised. k: the prefix it was made with; None is all K.
+          where: a condition on id, uri, text, metadata, width, height or source (SQL of LanceDB; a
+            Milvus expression there).
+        """
+        return self._entries.search(np.asarray(vector, np.float32), k, top, where)
+
+    def find(
+        self,
+        model: Model,
+        query: Any,
+        k: int | None = None,
+        top: int = 5,
+        where: str | None = None,
+    ) -> list[Hit]:
+        """The entries nearest to an item (words, a picture, or both), best first.
+
+        Raises:
+          LibraryError: the library is of another model, or has no embeddings of k chorus tokens.
+        """
+        self.check_model(model)
+        self.about.column(k)
+        return self.search(model.encode([query], k)[0], k, top, where)
+
+    def memories(self, ids: Sequence[str], dtype: str = "float32", k: int | None = None) -> Any:
+        """The stored memories of some entries as one `types.Memory`, in the order of the ids.
+
+        Raises:
+          LibraryError: an unknown id, no memories are kept, or one is damaged.
+        """
+        from crem_jax.library.memory_codec import decode_memory
+
+        if self.about.memory == "none":
+            raise LibraryError("this library keeps no memories; index again with --memory bfloat16")
+        blobs = self._memories.get(ids)
+        for name, blob in zip(ids, blobs, strict=True):
+            if blob is None:
+                raise LibraryError(f"the library has no {name!r}; `crem find` shows ids")
+        return decode_memory(blobs, dtype, k)
+
+    def ask(
+        self, model: Model, ids: Sequence[str], question: str, k: int | None = None, **options: Any
+    ) -> list[str]:
+        """Asks the stored memories of some entries; no picture is opened.
+
+        Args:
+          k: answer from the first k chorus tokens. options: as for `Model.ask`.
+        """
+        self.check_model(model)
+        if not ids:
+            return []
+        memory = self.memories(ids, model.config.dtype, k)
+        return model.ask(memory, [question] * len(ids), **options)
+
+    def check_model(self, model: Model) -> None:
+        """Raises LibraryError if the library is another model's."""
+        if model.fingerprint != self.about.fingerprint:
+            raise LibraryError(
+                f"the library was made with another model: {self.about.model}, fingerprint "
+                f"{self.about.fingerprint[:12]}; this one has {model.fingerprint[:12]}"
+            )
+
+    # care
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, bytes, and what the library was made with."""
+        return {
+            "model": self.about.model,
+            "fingerprint": self.about.fingerprint,
+            "num_chorus": self.about.num_chorus,
+            "dim": self.about.dim,
+            "prefixes": list(self.about.prefixes),
+            "memory": self.about.memory,
+            "memory_k": self.about.memory_k,
+            "entries": self._entries.stats(),
+            "memories": self._memories.stats(),
+        }
+
+    def compact(self) -> dict[str, int]:
+        """Drops memories that no entry refers to, merges small files, refreshes indexes.
+
+        No other process may be using the library.
+        """
+        orphans = sorted(set(self._memories.contents()) - set(self._contents()))
+        self._memories.delete(orphans)
+        self._entries.compact()
+        self._memories.compact()
+        return {"orphans": len(orphans)}
+
+    def tidy(self) -> None:
+        """What `compact` does, as far as it is safe beside other readers and writers."""
+        for store in (self._entries, self._memories):
+            getattr(store, "tidy", lambda: None)()
+
+    def verify(self, top: int = 10, queries: int = 64) -> dict[str, Any]:
+        """Reads everything and measures recall.
+
+        Returns:
+          entries, memories: how many. problems: [(id, what is wrong)]. orphans: memories of no
+          entry, which an interrupted run may leave and `compact` drops. recall: of `search`, on the
+          library's own vectors.
+        """
+        problems: list[tuple[str, str]] = []
+        contents: dict[str, str] = {}
+        column = self.about.column(None)
+        for batch in self._entries.scan(["id", "content", column]):
+            norms = np.linalg.norm(batch[column].astype(np.float32), axis=1)
+            for name, content, norm in zip(batch["id"], batch["content"], norms, strict=True):
+                if name in contents:
+                    problems.append((name, "is there twice"))
+                contents[name] = content
+                if not abs(norm - 1) < 0.01:
+                    problems.append((name, f"its embedding has length {norm:.3f}; expected 1"))
+        stored = self._memories.contents()
+        if self.about.memory != "none":
+            problems += self._bad_memories(contents, stored)
+        return {
+            "entries": len(contents),
+            "memories": len(stored),
+            "problems": problems,
+            "orphans": len(set(stored) - set(contents)),
+            **self._entries.recall(None, top, queries),
+        }
+
+    def _contents(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for batch in self._entries.scan(["id", "content"]):
+            found |= zip(batch["id"].tolist(), batch["content"].tolist(), strict=True)
+        return found
+
+    def _bad_memories(
+        self, contents: Mapping[str, str], stored: Mapping[str, str]
+    ) -> Iterator[tuple[str, str]]:
+        from crem_jax.library.memory_codec import decode_memory
+
+        names = list(contents)
+        for first in range(0, len(names), _AT_ONCE):
+            some = names[first : first + _AT_ONCE]
+            for name, blob in zip(some, self._memories.get(some), strict=True):
+                if blob is None:
+                    yield name, "has no memory"
+                    continue
+                if stored.get(name) != contents[name]:
+                    yield name, "its memory is of another content"
+                try:
+                    memory = decode_memory([blob])
+                except LibraryError as error:
+                    yield name, str(error)
+                    continue
+                if not all(np.isfinite(x).all() for x in (memory.kv.keys, memory.kv.values)):
+                    yield name, "its memory is not finite"
+                if memory.region.shape[1] != self.about.memory_k:
+                    yield name, f"its memory has {memory.region.shape[1]} slots"
+
+
+def is_library(place: str | os.PathLike) -> bool:
+    """Whether a library is at a path or URI."""
+    if "://" not in os.fspath(place):
+        return (Path(place) / f"{MEMORIES}.lance").is_dir()
+    return _lance().exists(place)
+
+
+def open(place: str | os.PathLike) -> Library:
+    """Opens the library at a path or object-store URI.
+
+    Raises:
+      LibraryError: there is none.
+    """
+    lance = _lance()
+    if not is_library(place):
+        raise LibraryError(f"{place} is no library; `crem index` makes one")
+    db = lance.connect(place)
+    about = lance.about(db)
+    if about.vectors:
+        from crem_jax.library.milvus import MilvusEntries
+
+        entries = MilvusEntries(about)
+    else:
+        entries = lance.LanceEntries(db, about, _cache(place))
+    return Library(about, entries, lance.LanceMemories(db))
+
+
+def create(place: str | os.PathLike, about: About) -> Library:
+    """Opens the library at `place`, or makes it.
+
+    Raises:
+      LibraryError: there is one of another model, or with other options.
+    """
+    lance = _lance()
+    if not is_library(place):
+        if "://" not in os.fspath(place) and Path(place).exists() and any(Path(place).iterdir()):
+            names = {path.name for path in Path(place).iterdir()}
+            if not names <= {f"{lance.ENTRIES}.lance", f"{MEMORIES}.lance", "ann"}:
+                raise LibraryError(f"{place} exists and is no library; expected a new directory")
+        lance.create(lance.connect(place), about)
+    library = open(place)
+    if library.about.fingerprint != about.fingerprint:
+        raise LibraryError(
+            f"{place} was made with another model: {library.about.model}, fingerprint "
+            f"{library.about.fingerprint[:12]}; this one has {about.fingerprint[:12]}"
+        )
+    for name in ("prefixes", "memory", "memory_k", "vectors"):
+        mine, theirs = getattr(about, name), getattr(library.about, name)
+        if mine != theirs:
+            raise LibraryError(f"{place} was made with {name} {theirs}; this asks for {mine}")
+    return library
+
+
+def _lance() -> Any:
+    try:
+        from crem_jax.library import lance
+    except ImportError as error:
+        raise LibraryError(
+            f"a library needs {error.name}: pip install 'crem_jax[library]'"
+        ) from error
+    return lance
+
+
+def _cache(place: str | os.PathLike) -> Path:
+    """Where derived indexes lie: in a local library, or in the user's cache for a remote one."""
+    if "://" not in os.fspath(place):
+        return Path(place) / "ann"
+    name = hashlib.blake2b(os.fspath(place).encode(), digest_size=8).hexdigest()
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "crem_jax" / name
