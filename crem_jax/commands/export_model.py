@@ -13,7 +13,8 @@ from typing import Any
 
 EXAMPLES = """\
   crem export runs/emoji exported
-  crem export runs/emoji exported --dtype bfloat16 --step last --overwrite"""
+  crem export runs/emoji exported --dtype bfloat16 --step last --overwrite
+  crem export runs/lora adapter --adapter Qwen/Qwen2-VL-2B-Instruct"""
 
 _TOLD = ("steps", "seed", "loss", "optim")
 
@@ -31,10 +32,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="largest weight file, in 10^9 bytes (default 5)",
     )
+    parser.add_argument(
+        "--adapter",
+        metavar="BASE",
+        help="write the run's adapters alone, as a PEFT adapter of this base model",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a directory with files")
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.adapter:
+        _write_adapter(args)
+    else:
+        _write_model(args)
+
+
+def _write_adapter(args: argparse.Namespace) -> None:
+    from crem_jax.checkpoint import open_model
+    from crem_jax.commands.output import print_json
+    from crem_jax.convert.peft import export_adapter
+
+    config, params, tokenizer = open_model(args.model, args.step)
+    export_adapter(config, params, tokenizer, args.out, base=args.adapter, overwrite=args.overwrite)
+    if args.json:
+        print_json({"directory": args.out, "base": args.adapter})
+        return
+    print(f"{args.out}: the adapters of {args.model}, for {args.adapter}")
+
+
+def _write_model(args: argparse.Namespace) -> None:
     import jax
 
     from crem_jax.commands.output import print_json

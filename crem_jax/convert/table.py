@@ -72,11 +72,22 @@ ROWS: tuple[tuple[str, str, Same], ...] = (
 )
 
 
+_STYLES = (("model.visual.", "visual."), ("model.language_model.", "model."))
+
+
 def canonical(name: str) -> str:
     """A Hugging Face name in the style that is written: transformers' in-memory names also read."""
-    for prefix, short in (("model.visual.", "visual."), ("model.language_model.", "model.")):
-        if name.startswith(prefix):
-            return short + name.removeprefix(prefix)
+    for long, short in _STYLES:
+        if name.startswith(long):
+            return short + name.removeprefix(long)
+    return name
+
+
+def in_memory(name: str) -> str:
+    """Inverse of `canonical`: the name that transformers' own modules give a tensor."""
+    for long, short in _STYLES:
+        if name.startswith(short):
+            return long + name.removeprefix(short)
     return name
 
 
@@ -198,12 +209,12 @@ def _theirs(leaf: LazyArray, layer: int | None, transform: Same, shape: Shape) -
 
 
 _READABLE = tuple(np.dtype(t) for t in (np.float32, jnp.bfloat16, np.float16))
-_THEIRS = {ours: theirs for ours, theirs, _ in ROWS}
+THEIRS = {ours: theirs for ours, theirs, _ in ROWS}
 
 
 def _expanded(ours: Mapping[str, Shape]) -> Iterator[tuple[str, list[str], Same, Shape]]:
     """(path, Hugging Face names, transform, shape of one layer) of each row this model has."""
-    unknown = sorted(set(ours) - set(_THEIRS))
+    unknown = sorted(set(ours) - set(THEIRS))
     if unknown:
         raise WeightsError(f"the name table has no row for {', '.join(unknown)}")
     for path, theirs, transform in ROWS:
@@ -218,7 +229,7 @@ def _expanded(ours: Mapping[str, Shape]) -> Iterator[tuple[str, list[str], Same,
 
 
 def _is_stacked(path: str) -> bool:
-    return "{layer}" in _THEIRS[path]
+    return "{layer}" in THEIRS[path]
 
 
 def _check_tied(source: str, head: LazyArray, embedding: LazyArray) -> None:

@@ -1,0 +1,96 @@
+"""LoRA adapters in PEFT's format: a few megabytes beside the base model they were trained on."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from crem_jax import lazy, trees
+from crem_jax.config import ConfigError, ModelConfig
+from crem_jax.convert import table
+from crem_jax.convert.safetensors_io import atomic_directory, write_json, write_weights
+from crem_jax.data.chat_template import chat_template
+from crem_jax.lazy import LazyArray
+from crem_jax.model.lora import CHORUS_DELTA
+
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def export_adapter(
+    config: ModelConfig,
+    params: dict[str, Any],
+    tokenizer: PreTrainedTokenizerFast,
+    directory: str | os.PathLike,
+    *,
+    base: str,
+    overwrite: bool = False,
+) -> None:
+    """Writes what `peft.PeftModel.from_pretrained(base model, directory)` adds to its base model.
+
+    The chorus tokens' rows of the embedding go along as PEFT's trainable tokens, so the base may be
+    a plain model whose vocabulary has spare rows for them. Tokenizer and chat template are written
+    beside the adapter.
+
+    Args:
+      config: with `lora`. params: arrays of any kind, adapters and all (see `model.lora`).
+      base: name or path of the base model, for whoever opens the adapter.
+      overwrite: replace a directory that has files in it.
+
+    Raises:
+      ConfigError: the model has no adapters. WeightsError: the directory has files in it.
+    """
+    if config.lora is None:
+        raise ConfigError("the model has no adapters; expected a run trained with model.lora")
+    leaves = {path: lazy.of(leaf) for path, leaf in trees.flatten(params).items()}
+    stems = [path.removesuffix("lora_a") for path in leaves if path.endswith("/lora_a")]
+    tensors = dict(pair for stem in stems for pair in _matrices(leaves, stem))
+    settings = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": "|".join(_pattern(_module(stem)) for stem in stems),
+        "inference_mode": True,
+    }
+    if CHORUS_DELTA in leaves:
+        first, count = config.first_chorus_id, config.num_chorus
+        rows = leaves["backbone/embedding"][first : first + count].astype(np.float32)
+        place = "base_model.model.model.language_model.embed_tokens.token_adapter"
+        rows = rows + np.asarray(leaves[CHORUS_DELTA], np.float32)
+        tensors[f"{place}.trainable_tokens_delta"] = lazy.of(rows)
+        settings["trainable_token_indices"] = {"embed_tokens": list(config.chorus_ids)}
+    with atomic_directory(directory, overwrite=overwrite) as partial:
+        (written,) = write_weights(partial, tensors, max_shard_bytes=1 << 62)
+        os.replace(partial / written, partial / _WEIGHTS)
+        tokenizer.save_pretrained(str(partial))
+        (partial / "chat_template.jinja").write_text(chat_template(config), "utf-8")
+        write_json(partial / "adapter_config.json", settings)
+
+
+def _matrices(leaves: dict[str, LazyArray], stem: str) -> Iterator[tuple[str, LazyArray]]:
+    """PEFT's lora_A [rank, in] and lora_B [out, rank] of every layer of an adapted kernel."""
+    a, b = np.asarray(leaves[f"{stem}lora_a"]), np.asarray(leaves[f"{stem}lora_b"])
+    module = _module(stem)
+    if "{layer}" not in module:
+        a, b = a[None], b[None]
+    rank = a.shape[-1]
+    for layer, (down, up) in enumerate(zip(a, b, strict=True)):
+        name = f"base_model.model.{module.format(layer=layer)}"
+        yield f"{name}.lora_A.weight", lazy.of(down.reshape(-1, rank).T)
+        yield f"{name}.lora_B.weight", lazy.of(up.reshape(rank, -1).T)
+
+
+def _module(stem: str) -> str:
+    """transformers' name of the module that holds a kernel, "{layer}" in the place of a number."""
+    return table.in_memory(table.THEIRS[f"{stem}kernel"]).removesuffix(".weight")
+
+
+def _pattern(module: str) -> str:
+    return re.escape(module).replace(re.escape("{layer}"), r"\d+")
