@@ -34,7 +34,7 @@ EXTRAS = {
     "library": ["lancedb>=0.40,<1", "faiss-cpu>=1.11"],
     "milvus": ["pymilvus[milvus_lite]>=3.0"],
     # Checks against the reference implementation; nothing needs torch at run time.
-    "hf": ["torch>=2.6"],
+    "hf": ["torch>=2.6", "peft>=0.21"],
     # What opens an export (sentence-transformers), and mteb's benchmarks; both bring torch.
     "st": ["sentence-transformers>=6.2,<7"],
     "mteb": ["mteb>=2.26,<3"],
