@@ -24,7 +24,8 @@ if [[ "${1:-}" == __job ]]; then # inside the job, where SLURM runs a copy of th
     source "${CREM_VENV:-.venv}/bin/activate"
     code=0
     run srun --kill-on-bad-exit=1 --label crem train "$@" || code=$?
-    if [[ $code -eq $SAVED && ! -e "runs/logs/$SLURM_JOB_ID.stop" ]]; then
+    # 143: SIGTERM came before the first step, when there was nothing to save.
+    if [[ ($code -eq $SAVED || $code -eq 143) && ! -e "runs/logs/$SLURM_JOB_ID.stop" ]]; then
         run scontrol requeue "$SLURM_JOB_ID"
     fi
     exit "$code"

@@ -330,7 +330,7 @@ def test_a_job_asks_for_a_process_a_gpu_and_a_signal_before_its_end(machine):
     assert call[call.index("launch/slurm_gpu.sh") + 1 :] == ["__job", *TRICKY]
 
 
-@pytest.mark.parametrize(("code", "again"), [(0, False), (75, True), (1, False)])
+@pytest.mark.parametrize(("code", "again"), [(0, False), (75, True), (143, True), (1, False)])
 def test_a_job_that_has_saved_is_queued_again_unless_it_was_stopped(machine, code, again):
     machine.answers(dict(to=["srun"], code=code))
     done = machine.run("slurm_gpu.sh", "__job", *TRICKY, SLURM_JOB_ID="77")

@@ -98,6 +98,26 @@ def test_sigterm_to_one_process_saves_all_of_them_at_the_same_step(tmp_path, com
     check_same(tmp_path, alone)
 
 
+@pytest.mark.slow
+def test_a_mesh_that_interleaves_processes_trains_the_same(tmp_path, compiled):
+    """Without z, which is drawn by row and so differs."""
+    words = (SHARDS, "loss.p_compressed=0.0")
+    finish(start(tmp_path / "one", compiled, STEPS, *words, devices=8))
+    finish(*start_several(tmp_path / "two", compiled, STEPS, 2, *words, "--interleave", devices=4))
+    check_same(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_all_processes_leave_a_damaged_checkpoint(root, compiled, alone):
+    run = root / "damaged"
+    finish(*start_several(run, compiled, STEPS, 2, SHARDS, devices=4))
+    for path in (run / "checkpoints" / str(STEPS) / "data").glob("process_1-*"):
+        path.write_text("{")
+    finish(*start_several(run, compiled, STEPS, 2, SHARDS, devices=4))
+    assert (run / "checkpoints-damaged" / str(STEPS)).is_dir()
+    check_same(run, alone)
+
+
 def test_rows_are_numbered_as_the_mesh_holds_them():
     """Buckets of 4 and 2 rows a process; the mesh alternates between two processes."""
     assert physical_rows((4, 2), (0, 0, 1, 1)).tolist() == list(range(12))

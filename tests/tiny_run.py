@@ -1,6 +1,6 @@
 """`configs/emoji.py` made tiny and fed with `toy.Toy`; as a script it trains in its own process.
 
-python tests/tiny_run.py WORKDIR STEPS [KEY=JSON …] [--distributed=HOST:PORT,N,I]
+python tests/tiny_run.py WORKDIR STEPS [KEY=JSON …] [--distributed=HOST:PORT,N,I] [--interleave]
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def start(
 
     Args:
       cache: of compiled code, so that only the first of several runs compiles.
-      words: KEY=JSON to change keys of the config, or --distributed=….
+      words: KEY=JSON to change keys of the config, or flags.
       devices: so many pretended ones.
     """
     environment = os.environ | {
@@ -130,6 +130,21 @@ def saved(workdir: Path, step: int) -> tuple[dict, dict]:
     return read("params"), read("optimizer")
 
 
+def interleave() -> None:
+    """Has the mesh take a device of each process in turn, as the wiring of a pod may want it."""
+    from crem_jax import mesh as meshes
+
+    ordered = meshes.make_mesh
+
+    def make_mesh(shape):
+        devices = np.array(jax.devices()).reshape(jax.process_count(), -1).T
+        return jax.sharding.Mesh(
+            devices.reshape(shape), meshes.AXES, axis_types=ordered(shape).axis_types
+        )
+
+    meshes.make_mesh = make_mesh
+
+
 def main(workdir: str, steps: str, *words: str) -> int:
     """What `crem train` does, with the tiny config."""
     from crem_jax import distributed
@@ -138,6 +153,8 @@ def main(workdir: str, steps: str, *words: str) -> int:
 
     joins = [w.removeprefix("--distributed=") for w in words if w.startswith("--distributed=")]
     distributed.start(*(joins or ["off"]))
+    if "--interleave" in words:
+        interleave()
     config = tiny_config(int(steps))
     for word in words:
         key, _, value = word.partition("=")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -95,7 +96,7 @@ class WandB:
             raise ValueError("--log wandb needs wandb: pip install 'crem_jax[wandb]'") from error
         kept = directory / "wandb_id.txt"
         if not kept.exists():
-            kept.write_text(wandb.util.generate_id() + "\n")
+            kept.write_text(secrets.token_hex(4) + "\n")
         self._run = wandb.init(
             id=kept.read_text().strip(),
             resume="allow",
