@@ -179,7 +179,7 @@ start() { on_all "$WORKER start $(quoted "${arguments[@]}")"; }
 
 # Follows all workers: the first shows its log, another one speaks when it fails.
 logs() {
-    local line code=0 failed="" pipe
+    local line code=0 failed="" saved="" pipe
     if [[ -n "${DRY_RUN:-}" ]]; then
         on_all "$WORKER follow"
         return
@@ -189,6 +189,7 @@ logs() {
     local follower=$!
     while IFS= read -r line; do
         echo "$line"
+        [[ "$line" != *"crem worker saved:"* ]] || saved=yes
         if [[ "$line" == *"crem worker failed:"* && -z "$failed" ]]; then
             failed=yes
             echo "a worker has failed; the others are stopped" >&2
@@ -198,6 +199,7 @@ logs() {
     rm -f "$pipe"
     wait "$follower" || code=$?
     [[ -z "$failed" || $code -ne 0 ]] || code=1
+    [[ -z "$saved" || $code -ne 0 ]] || code=$SAVED
     return "$code"
 }
 

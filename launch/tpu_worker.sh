@@ -57,11 +57,16 @@ follow() {
         while is_running; do sleep 1; done
     fi
     code="$(cat "$codefile" 2>/dev/null || echo 137)"
-    if [[ "$code" -ne 0 && "$code" -ne "$SAVED" ]]; then
-        echo "crem worker failed: worker $number ($(hostname)) ended with exit code $code; its log:"
-        tail -n 40 "$log"
-    fi
-    return "$code"
+    # gcloud does not hand exit codes on, so these lines say it.
+    case "$code" in
+        0) ;;
+        "$SAVED") echo "crem worker saved: worker $number ($(hostname))" ;;
+        *)
+            echo "crem worker failed: worker $number ($(hostname)) ended with exit code $code; its log:"
+            tail -n 40 "$log"
+            return 1
+            ;;
+    esac
 }
 
 number_of_worker() {

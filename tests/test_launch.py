@@ -177,6 +177,11 @@ def test_a_worker_that_fails_stops_the_others_and_shows_its_log(machine):
     assert remote(machine.calls[-1])[-2:] == ["stop", "now"]
 
 
+def test_a_run_on_a_pod_that_has_saved_says_so(machine):
+    machine.answers(dict(to=["follow"], out="crem worker saved: worker 0 (host)"))
+    assert machine.run("tpu_pod.sh", "logs", "crem").returncode == 75
+
+
 def test_a_preempted_pod_is_made_anew_and_the_run_goes_on(machine):
     machine.answers(
         dict(to=["describe"], out="READY", times=1),
@@ -271,7 +276,7 @@ def test_a_worker_starts_a_run_that_outlives_the_connection_and_stop_lets_it_sav
     assert worker("status").stdout == "ended with exit code 75\n"
     assert machine.calls == [["crem", "train", *TRICKY]]
     done = worker("follow")
-    assert done.returncode == 75 and "failed" not in done.stdout
+    assert done.returncode == 0 and "crem worker saved: worker 0" in done.stdout
 
 
 @pytest.mark.parametrize("number", [0, 3])

@@ -27,6 +27,13 @@ def is_saving(workdir: Path) -> bool:
     return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
 
 
+def until_begun(process, workdir: Path, since: float) -> None:
+    """Waits until the run that was started at `since` has opened its metrics."""
+    path = workdir / "metrics.jsonl"
+    while not path.exists() or path.stat().st_mtime <= since:
+        assert process.poll() is None, process.stderr.read()[-3000:]
+
+
 def kill(process, workdir: Path) -> int:
     """Kills the run; returns the last step it logged."""
     assert process.poll() is None, process.stderr.read()[-3000:]
@@ -146,24 +153,26 @@ def test_metrics_past_the_restored_step_and_a_line_cut_off_are_dropped(tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kill_at_twenty_random_moments(tmp_path, compiled, rng, workers):
-    """Any time after the start, every third one while a checkpoint is being written."""
-    steps, run, saving = 160, tmp_path / "run", 0
+    """Every third one while a checkpoint is being written, every fifth before the first step."""
+    steps, run, saving = 200, tmp_path / "run", 0
     words = (f"data.workers={workers}",)
     finish(start(tmp_path / "whole", compiled, steps, *words))
     for moment in range(20):
+        since = time.time()
         process = start(run, compiled, steps, *words)
+        if moment % 5 == 4:
+            time.sleep(rng.uniform(0, 5))
+        else:
+            until_begun(process, run, since)
+            until(process, run, logged(run) + int(rng.integers(1, 6)))
+            time.sleep(rng.uniform(0, 0.1))
         if moment % 3 == 0:
-            until(process, run, logged(run) + 1)
             while not is_saving(run):
                 assert process.poll() is None, process.stderr.read()[-3000:]
-        else:
-            until(process, run, max(logged(run) - 1, 0) + int(rng.integers(0, 5)))
-            time.sleep(rng.uniform(0, 0.2))
-        at = kill(process, run)
-        saving += is_saving(run)
-        print(f"killed after step {at}{' in a save' if is_saving(run) else ''}")
+            saving += 1
+        print(f"moment {moment}: killed after step {kill(process, run)}")
     finish(start(run, compiled, steps, *words))
-    assert saving >= 5
+    assert saving == 7
     check_equal(run, tmp_path / "whole", steps)
 
 
