@@ -36,14 +36,12 @@ from crem_jax.data.batch_spec import BucketSpec
 from crem_jax.flops import model_flops
 from crem_jax.model import crem
 from crem_jax.train import joint
+from crem_jax.train.meter import device_peak
 from crem_jax.train.step import TrainState, train_step
 from crem_jax.types import CHORUS, Batch, Context, Target
 
 LIMIT = 2e-2 if qwen.GPU else 1e-4
 """Of the relative difference of the first losses."""
-
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L4": 121e12}
-"""Dense bfloat16 operations a second, from NVIDIA's data sheets."""
 
 LR, BETAS, EPS, DECAY = 1e-5, (0.9, 0.98), 1e-8, 0.01
 SEED = 0
@@ -207,7 +205,7 @@ def main() -> None:
         slots = batch.contexts["sequence"].tokens.shape[1]
         bucket = BucketSpec(slots, size["grid"] ** 2, rows, size["target"], size["answers"])
         flops = model_flops(config, [bucket]).training()
-        peak = next((v for k, v in PEAK.items() if k in qwen.machine()), None) if qwen.GPU else None
+        peak = device_peak()
         print(f"{rows} sequences of {slots} + {size['target']} slots on {qwen.machine()}")
 
         first, took = measure(ours(config, params, batch), turns)

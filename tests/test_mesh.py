@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -9,11 +10,16 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from jax.sharding import AxisType
 
 from crem_jax.config import ConfigError
+from crem_jax.mesh import AXES
+from crem_jax.model import crem
+from crem_jax.plan.batch import abstract_batch
 from crem_jax.train.layout import check_rows, mesh_shape
 
 STEPS = 10
@@ -83,6 +89,27 @@ def meshes(tmp_path_factory) -> dict:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_activations_are_constrained_wherever_a_mesh_is_in_use():
+    config = toy.config()
+    batch = abstract_batch(toy.SPEC, config, None)
+    params = jax.eval_shape(functools.partial(crem.init, config), jax.random.key(0))
+
+    def constraints(mesh) -> int:
+        def forward(params, context, target):
+            memory = crem.compress(config, params, context)
+            z = jnp.zeros(memory.next_position.shape, bool)
+            return crem.decode(config, params, memory, target, z)[0]
+
+        with jax.sharding.use_abstract_mesh(mesh):
+            args = params, batch.contexts["picture"], batch.targets["picture"]
+            lowered = jax.jit(forward).trace(*args).lower(lowering_platforms=("cpu",))
+        return lowered.as_text().count("sdy.sharding_constraint")
+
+    auto = (AxisType.Auto,) * 3
+    assert constraints(jax.sharding.AbstractMesh((2, 2, 2), AXES, auto)) >= 18
+    assert constraints(jax.sharding.AbstractMesh((1, 1, 1), AXES, auto)) == 0
 
 
 def test_rows_that_do_not_divide_are_named():
