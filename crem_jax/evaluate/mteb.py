@@ -95,7 +95,8 @@ class CremEncoder(AbsEncoder):
             room = config.text.max_positions - config.num_chorus - _MARGIN
             room -= int(context(bare).position.max()) + 1
             tokens = self.model.prompter.user_tokens(text)[: max(room, 1)]
-            return context(Item(self.model.tokenizer.decode(tokens).rstrip("\ufffd"), images))
+            text = self.model.tokenizer.decode(tokens).rstrip("\ufffd")
+            return context(Item(text, images) if text.strip() else bare)
 
 
 def model_meta(
@@ -140,7 +141,7 @@ _TABLES = ("embedding", "head")
 
 
 def _fingerprint(leaves: list[jax.Array]) -> str:
-    sums = [(jnp.sum(leaf, dtype=jnp.float32), jnp.sum(jnp.abs(leaf))) for leaf in leaves]
+    sums = [[jnp.sum(x, dtype=jnp.float32) for x in (leaf, jnp.abs(leaf))] for leaf in leaves]
     return hashlib.sha256(np.asarray(jax.device_get(sums), np.float32).tobytes()).hexdigest()[:16]
 
 
