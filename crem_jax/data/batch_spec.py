@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-LEAST_KEPT = 0.25
+LEAST_KEPT = 0.1
 """Share of its vision tokens that a picture keeps at the least when its batch runs out of rows."""
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from crem_jax.data.batch_spec import LEAST_KEPT, BatchSpec, BucketSpec
+from crem_jax.data.batch_spec import LEAST_KEPT, BatchSpec
 from crem_jax.data.buckets import loss_of
 from crem_jax.data.prompt import Draft, Prompter
 from crem_jax.data.records import Record
@@ -55,6 +55,8 @@ class Batcher:
     def __init__(self, spec: BatchSpec, prompter: Prompter, process: int = 0, processes: int = 1):
         self.spec, self.prompter = spec.local(processes), prompter
         self.names = sorted(spec.buckets)
+        merged = prompter.config.vision.merge_size**2
+        self.capacity = {name: spec.buckets[name].patches // merged for name in self.names}
         # Row numbers are global: every process fills its own stretch of each bucket.
         self.offset, start = {}, 0
         for name in self.names:
@@ -81,15 +83,12 @@ class Batcher:
             keys=tuple(item.content_hash() for item in items),
             talk=self._conversation(record),
         )
-        everything = {name: bucket.rows for name, bucket in spec.buckets.items()}
-        if self.choose(sample.query, sample.talk, everything) is None:
+        empty = {name: bucket.rows for name, bucket in spec.buckets.items()}
+        if self.choose(sample.query, sample.talk, empty) is None:
             raise PromptError(self._no_room("query", sample.query, sample.talk))
-        if (
-            sample.positive
-            and not sample.talk
-            and not self.choose(sample.positive, None, everything)
-        ):
-            raise PromptError(self._no_room("positive", sample.positive, None))
+        alone = sample.positive if sample.talk is None else None
+        if alone is not None and self.choose(alone, None, empty) is None:
+            raise PromptError(self._no_room("positive", alone, None))
         return sample
 
     def choose(
@@ -104,23 +103,31 @@ class Batcher:
         A picture goes where least is lost, by padding or by shrinking within `keep`.
         What is `required` can also be shrunk further, and a text take a row meant for pictures.
         """
-        ranks = []
+        slots = answers = 0
+        if talk is not None:
+            slots, answers = len(talk.tokens), np.count_nonzero(talk.label >= 0)
+        best = None
         for name in self.names:
             bucket = self.spec.buckets[name]
+            if free[name] < 1 or bucket.target_slots < slots or bucket.answers < answers:
+                continue
             cost = self._cost(draft, name, required)
-            if free[name] > 0 and cost is not None and _talk_fits(talk, bucket):
-                ranks.append((cost, bucket.patches, bucket.slots, bucket.target_slots, name))
-        return min(ranks)[-1] if ranks else None
+            if cost is not None:
+                rank = (cost, bucket.patches, bucket.slots, bucket.target_slots, name)
+                best = rank if best is None else min(best, rank)
+        return best and best[-1]
 
     def _cost(self, draft: Draft, name: str, required: bool) -> float | None:
         """How badly a bucket suits a context; None if it does not fit."""
-        room, capacity = self.room(draft, name), self._capacity(name)
+        room, capacity = self.room(draft, name), self.capacity[name]
         if not draft.grids:
             fits = room >= 0 and (required or not capacity)
             return (_LAST_RESORT if capacity else 0.0) if fits else None
         if room < len(draft.grids):
             return None
-        used = sum(math.prod(grid) for grid in draft.shrunk(room))
+        used = draft.visual
+        if used > room:
+            used = sum(math.prod(grid) for grid in draft.shrunk(room))
         if used >= self.spec.keep * draft.visual:
             return loss_of(draft.visual, used, capacity)
         if required and used >= LEAST_KEPT * draft.visual:
@@ -130,10 +137,7 @@ class Batcher:
     def room(self, draft: Draft, name: str) -> int:
         """Vision tokens that a bucket has room for; negative if the other tokens do not fit."""
         others = draft.fixed + self.prompter.config.num_chorus
-        return min(self._capacity(name), self.spec.buckets[name].slots - others)
-
-    def _capacity(self, name: str) -> int:
-        return self.spec.buckets[name].patches // self.prompter.config.vision.merge_size**2
+        return min(self.capacity[name], self.spec.buckets[name].slots - others)
 
     def _conversation(self, record: Record) -> TargetRow | None:
         """The record's turns, as many from the first as the roomiest bucket holds."""
@@ -157,10 +161,3 @@ class Batcher:
             f"no data.buckets entry has room for its {what}; it needs {slots} slots, "
             f"{patches} patches, {text}"
         )
-
-
-def _talk_fits(talk: TargetRow | None, bucket: BucketSpec) -> bool:
-    return talk is None or (
-        bucket.target_slots >= len(talk.tokens)
-        and bucket.answers >= np.count_nonzero(talk.label >= 0)
-    )

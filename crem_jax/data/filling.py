@@ -251,7 +251,7 @@ class Filling:
     def _candidate(self, key: int, row: int) -> None:
         if key not in self.taken.candidates:
             self.batch.candidate_row[len(self.taken.candidates)] = row
-            self.batch.candidate_hash[len(self.taken.candidates)] = split_hashes([key])[0]
+            self.batch.candidate_hash[len(self.taken.candidates)] = key & 0xFFFFFFFF, key >> 32
             self.taken.candidates.add(key)
 
 

@@ -179,7 +179,7 @@ def fill_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
 
 
 def resize(image: Image.Image, height: int, width: int, fast: bool = False) -> np.ndarray:
-    """An RGB image as uint8 [height, width, 3], bicubic as in Hugging Face's processor.
+    """An RGB image as read-only uint8 [height, width, 3], bicubic as in Hugging Face's processor.
 
     Args:
       fast: by SIMD instructions, seven times as fast; a few values in a thousand differ from
@@ -195,7 +195,7 @@ def resize(image: Image.Image, height: int, width: int, fast: bool = False) -> n
                 image = _resize_once(image, size)
     elif image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.array(image)
+    return np.asarray(image)
 
 
 def _resize_once(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -37,6 +37,7 @@ class Draft:
       head, text: tokens before and after the pictures.
       pictures: what `peek` made of them. sizes: their upright (height, width).
       grids: (rows, columns) of vision tokens that each would have by the model's own rule.
+      visual: vision tokens by that rule. fixed: all other tokens, without the chorus.
     """
 
     head: tuple[int, ...]
@@ -44,16 +45,8 @@ class Draft:
     pictures: tuple[Picture, ...]
     sizes: tuple[tuple[int, int], ...]
     grids: tuple[tuple[int, int], ...]
-
-    @property
-    def visual(self) -> int:
-        """Vision tokens by the model's own rule."""
-        return sum(rows * columns for rows, columns in self.grids)
-
-    @property
-    def fixed(self) -> int:
-        """All other tokens, without the chorus."""
-        return len(self.head) + 2 * len(self.grids) + len(self.text)
+    visual: int
+    fixed: int
 
     def shrunk(self, tokens: int) -> tuple[tuple[int, int], ...]:
         """Grids of at most `tokens` vision tokens in all, each picture giving up the same share.
@@ -141,12 +134,17 @@ class Prompter:
         opening = self.user_tokens("user\n" if item.images else f"user\n{item.text}")
         peeked = [peek(image) for image in item.images]
         sizes = tuple(size for _, size in peeked)
+        grids = tuple(self._grid(*size) for size in sizes)
+        head = (*self._head, *opening)
+        text = self.user_tokens(item.text) if item.images else ()
         return Draft(
-            head=(*self._head, *opening),
-            text=self.user_tokens(item.text) if item.images else (),
+            head=head,
+            text=text,
             pictures=tuple(picture for picture, _ in peeked),
             sizes=sizes,
-            grids=tuple(self._grid(*size) for size in sizes),
+            grids=grids,
+            visual=sum(rows * columns for rows, columns in grids),
+            fixed=len(head) + 2 * len(grids) + len(text),
         )
 
     def finish(self, draft: Draft, visual: int | None = None) -> ContextRow:
