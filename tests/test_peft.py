@@ -9,7 +9,6 @@ import numpy as np
 import peft
 import pytest
 import toy
-from crem_jax.model.lora import is_adapter
 from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
@@ -20,6 +19,7 @@ from crem_jax.config import LoRAConfig
 from crem_jax.convert.safetensors_io import SINGLE
 from crem_jax.convert.table import canonical
 from crem_jax.model import crem
+from crem_jax.model.lora import is_adapter
 
 TARGETS = (r"backbone/layers/(q|o|mlp/down)/kernel", r"vision/(blocks/qkv|merge_fc1)/kernel")
 
