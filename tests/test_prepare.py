@@ -18,7 +18,7 @@ from cli_runner import crem
 from PIL import Image
 
 from crem_jax.data.prepare import file_bytes
-from crem_jax.data.records import Item
+from crem_jax.data.records import Item, RecordError
 from crem_jax.data.registry import make_source
 from crem_jax.data.sources.emoji import DATA_DIR, load_emoji
 
@@ -88,6 +88,24 @@ def test_plain_tfds_reads_a_prepared_data_set_without_tensorflow(tmp_path, capsy
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9
 
 
+def test_a_damaged_shard_costs_its_own_records_alone(tmp_path, capsys):
+    path, out = synthetic(tmp_path, 10, pictures=3), tmp_path / "out"
+    options = ["--shard_records", 4, "--workers", 1]
+    assert crem(capsys, "prepare", path, out, *options).code == 0
+    shard = out / "crem-train.array_record-00001-of-00003"
+    shard.write_bytes(shard.read_bytes()[:-50_000])
+    source = make_source("tfds", {"path": out})
+    for index in range(9):
+        if 4 <= index < 7:
+            with pytest.raises(RecordError, match=rf"{out} train\[{index}\]: cannot be read"):
+                source.record(index)
+        else:
+            assert source.record(index).positives
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match="00001-of-00003 does not exist"):
+        make_source("tfds", {"path": out})
+
+
 def interrupt(command: list[str], notes: Path, shards: int) -> bool:
     """Runs a command and kills it once so many shards are whole; False if it ended first."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -110,31 +128,23 @@ def interrupt(command: list[str], notes: Path, shards: int) -> bool:
         pytest.param(20_000, 500, 3, marks=pytest.mark.slow, id="20000"),
     ],
 )
-def test_killed_and_run_again_it_gives_the_same_bytes(tmp_path, rng, records, shard, kills):
+def test_killed_and_run_again_it_gives_the_same_bytes(tmp_path, capsys, rng, records, shard, kills):
     path = synthetic(tmp_path, records)
 
-    def command(out: str, workers: int) -> list[str]:
+    def arguments(out: str, workers: int) -> list[str]:
         options = ["--shard_records", str(shard), "--workers", str(workers)]
-        return [
-            sys.executable,
-            "-m",
-            "crem_jax",
-            "prepare",
-            str(path),
-            str(tmp_path / out),
-            *options,
-        ]
+        return ["prepare", str(path), str(tmp_path / out), *options]
 
-    subprocess.run(command("whole", 2), check=True, capture_output=True)
+    assert crem(capsys, *arguments("whole", 2)).code == 0
     points = sorted(rng.choice(np.arange(1, records // shard - 3), kills, replace=False))
-    killed = [interrupt(command("torn", 1), tmp_path / "torn.partial", int(p)) for p in points]
+    command = [sys.executable, "-m", "crem_jax", *arguments("torn", 1)]
+    killed = [interrupt(command, tmp_path / "torn.partial", int(point)) for point in points]
     assert all(killed) and not (tmp_path / "torn").exists()
-    subprocess.run(command("torn", 2), check=True, capture_output=True)
+    assert crem(capsys, *arguments("torn", 2)).code == 0
     whole, torn = contents(tmp_path / "whole"), contents(tmp_path / "torn")
     assert whole == torn and len(whole) == records // shard + 4
     assert not list(tmp_path.glob("*.partial"))
-    again = subprocess.run(command("torn", 2), capture_output=True, text=True)
-    assert again.returncode == 0 and contents(tmp_path / "torn") == whole
+    assert crem(capsys, *arguments("torn", 2)).code == 0 and contents(tmp_path / "torn") == whole
 
 
 def test_other_work_is_not_mixed_in(tmp_path, capsys):

@@ -306,6 +306,7 @@ def test_placeholders_that_do_not_fit_the_pictures_are_a_problem(root):
         ({"conversations": [{"from": "gpt", "value": 1}]}, "conversations[0].value is 1 (int)"),
         (say("What?"), "has no answer of the assistant"),
         (say("", "Yes."), "has neither a picture nor a question"),
+        (say("<image> What?", "Yes."), "speaks of an <image> and has none"),
     ],
 )
 def test_conversations_that_make_no_sense_are_named(tmp_path, value, complaint):
