@@ -45,22 +45,30 @@ class Model:
 
         return fingerprint(self.config, self._stored)
 
-    def encode(self, items: Sequence[Any], k: int | None = None) -> np.ndarray:
+    def encode(
+        self, items: Sequence[Any], k: int | None = None, dim: int | None = None
+    ) -> np.ndarray:
         """Search embeddings.
 
         Args:
           items: texts, pictures (PIL image, path object, bytes, uint8 [H, W, 3]), or mappings
             {"text": …, "image": …} / {"images": […]}.
           k: read only the first k chorus tokens; None is all K.
+          dim: keep only the first `dim` numbers, normalised anew; None is all D. A model trained
+            with `loss.dims` is good at those.
 
         Returns:
-          float32 [N, D], L2-normalised: dot products are cosine similarities.
+          float32 [N, D or dim], L2-normalised: dot products are cosine similarities.
 
         Raises:
-          ValueError: the model has no chorus tokens, k is not in 1..K, or an item is unusable.
+          ValueError: the model has no chorus tokens, k is not in 1..K, dim is not in 1..D, or an
+            item is unusable.
         """
         self._check_k(k)
-        return pool(self.chorus_states(items), k)
+        width = self.config.text.hidden_size
+        if dim is not None and not 1 <= dim <= width:
+            raise ValueError(f"dim = {dim} is not in 1..{width} (numbers of an embedding)")
+        return pool(self.chorus_states(items), k, dim)
 
     def prepare(self, item: Any) -> ContextRow:
         """An item as `encode` reads it: tokens and patches, far smaller than a decoded picture.
@@ -73,7 +81,7 @@ class Model:
         return item if isinstance(item, ContextRow) else self.prompter.context(Item.of(item))
 
     def chorus_states(self, items: Sequence[Any]) -> np.ndarray:
-        """Final hidden states of the chorus, float32 [N, K, D]: `pool(states, k)` is `encode(k)`.
+        """Final hidden states of the chorus, float32 [N, K, D]: `pool(states, k, dim)` is `encode`.
 
         Args and errors: as `encode`.
         """
@@ -303,9 +311,9 @@ def load(
     return Model(config.replace(dtype=dtype), params, tokenizer, stored)
 
 
-def pool(states: np.ndarray, k: int | None = None) -> np.ndarray:
-    """Retrieval embeddings of the first k chorus states: [N, K, D] -> float32 [N, D]."""
-    mean = states[:, :k].mean(axis=1)
+def pool(states: np.ndarray, k: int | None = None, dim: int | None = None) -> np.ndarray:
+    """Embeddings of the first k chorus states and `dim` numbers: [N, K, D] -> float32 [N, dim]."""
+    mean = states[:, :k, :dim].mean(axis=1)
     return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
 

@@ -33,17 +33,22 @@ class Ranking:
 
 
 def rank_pictures(
-    model: Model, query: Item, paths: Sequence[Path], k: int | None = None
+    model: Model,
+    query: Item,
+    paths: Sequence[Path],
+    k: int | None = None,
+    dim: int | None = None,
 ) -> Ranking:
     """Ranks pictures; those that cannot be used are left out and told.
 
     Args:
       k: read only the first k chorus tokens; None is all.
+      dim: compare only the first numbers of the embeddings; None is all.
 
     Raises:
       ValueError: the model cannot find, the query cannot be used, or no picture can.
     """
-    (wanted,) = model.encode([query], k)
+    (wanted,) = model.encode([query], k, dim)
     found: list[Found] = []
     skipped: list[tuple[Path, str]] = []
     for first in range(0, len(paths), _AT_ONCE):
@@ -56,7 +61,7 @@ def rank_pictures(
             else:
                 usable.append(path)
         if rows:
-            found += _scored(usable, model.encode(rows, k) @ wanted)
+            found += _scored(usable, model.encode(rows, k, dim) @ wanted)
     if not found:
         raise ValueError(
             f"none of the {len(paths)} pictures can be read; the first: {skipped[0][1]}"

@@ -161,12 +161,15 @@ def test_prompts_longer_than_the_model_are_refused(refuses, tiny_model_dir, mode
         model.generate([{"image": picture, "text": words}])
 
 
-def test_k_outside_the_chorus_is_refused(refuses, tiny_model_dir, model, picture, folder):
+def test_k_and_dim_out_of_range_are_refused(refuses, tiny_model_dir, model, picture, folder):
     for argv in (
         ["find", tiny_model_dir, "a tree", "--in", folder],
         ["tell", tiny_model_dir, picture, "--compressed"],
     ):
         refuses([*argv, "--k", 5], "k = 5 is not in 1..4 (chorus tokens)")
+    refuses(
+        ["find", tiny_model_dir, "a tree", "--in", folder, "--dim", 33], "dim = 33 is not in 1..32"
+    )
     with pytest.raises(ValueError, match=r"k = 0 is not in 1\.\.4"):
         model.encode(["a tree"], k=0)
     with pytest.raises(ValueError, match="k = 2 needs compressed=True"):

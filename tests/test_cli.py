@@ -104,6 +104,19 @@ def test_find_ranks_a_folder_as_encode_does(capsys, tiny_model_dir, model, photo
     assert Image.open(out).width > 300
 
 
+def test_find_by_a_prefix_of_the_embedding_normalises_it_anew(
+    capsys, tiny_model_dir, model, photos, tmp_path
+):
+    argv = ["find", tiny_model_dir, "a tree", "--in", photos, "--out", tmp_path / "g.png"]
+    got = crem(capsys, *argv, "--dim", 8, "--k", 3, "--json").json
+    assert (got["dim"], got["k"]) == (8, 3)
+    best = Path(got["results"][0]["file"])
+    short, whole = (model.encode(["a tree", best], k=3, dim=dim) for dim in (8, None))
+    prefix = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(short, prefix, atol=1e-5)
+    np.testing.assert_allclose(got["results"][0]["score"], prefix[0] @ prefix[1], atol=1e-5)
+
+
 def test_a_picture_finds_itself_and_the_table_names_it(
     capsys, tiny_model_dir, photos, tmp_path, monkeypatch
 ):

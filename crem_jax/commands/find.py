@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--k", type=positive, metavar="K", help="read only the first K chorus tokens"
     )
     parser.add_argument(
+        "--dim", type=positive, metavar="D", help="compare only the first D numbers of embeddings"
+    )
+    parser.add_argument(
         "--out",
         default="find.png",
         metavar="FILE",
@@ -72,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     model = load(args.model, args.step, weights=args.weights)
     image = Path(args.image) if args.image else None
     query = Item(text=args.words or "", images=(image,) if image else ())
-    ranking = rank_pictures(model, query, paths, args.k)
+    ranking = rank_pictures(model, query, paths, args.k, args.dim)
     best = ranking.found[: args.top]
     hits = [(hit.path, f"{hit.score:.3f} {hit.path.name}", None) for hit in best]
     retrieval_grid([(image or args.words, hits)], args.out, top=args.top)
@@ -83,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
             {
                 "query": {"text": args.words, "image": args.image},
                 "k": args.k or model.config.num_chorus,
+                "dim": args.dim or model.config.text.hidden_size,
                 "results": [
                     {"rank": rank, "score": round(hit.score, 6), "file": str(hit.path)}
                     for rank, hit in enumerate(best, 1)
