@@ -21,13 +21,14 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"unknown config option {arg!r}; expected 2b or smoke")
     config = embedded()
     config.evaluate = config.best_metric = ""  # there is nothing to measure it by yet
-    config.steps, config.eval_every = 300, 100
+    config.steps, config.eval_every = 200, 100
+    config.model.vision.max_pixels = 64 * 64  # small, to be quick on a CPU
     config.data = dict(
         sources=SOURCES,
         records=dict(mine=32),
         buckets=dict(
-            text=dict(slots=80, patches=0, rows=128),
-            picture=dict(slots=80, patches=144, rows=32, target_slots=64, answers=32),
+            text=dict(slots=64, patches=0, rows=96),
+            picture=dict(slots=64, patches=64, rows=32, target_slots=64, answers=32),
         ),
         candidates=96,
         carry=8,

@@ -103,7 +103,8 @@ def test_a_mixture_of_three_formats_trains_end_to_end(formats, tmp_path, capsys)
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < losses[0] and rows[-1]["data_skipped"] == 0
-    found = crem(capsys, "find", tmp_path / "run", "a cat", "--in", formats / "photos", "--json")
+    command = ["find", tmp_path / "run", "a cat", "--in", formats / "photos", "--json"]
+    found = crem(capsys, *command, "--out", tmp_path / "find.png")
     assert len(found.json["results"]) == 5
 
 

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from cli_runner import crem
 from PIL import Image
 
-from crem_jax.data.prepare import file_bytes
+from crem_jax.data.picture_files import file_bytes
 from crem_jax.data.records import Item, RecordError
 from crem_jax.data.registry import make_source
 from crem_jax.data.sources.emoji import DATA_DIR, load_emoji

@@ -11,30 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from crem_jax.data.image import open_picture
-from crem_jax.data.prepared import encode_record, layout_features
-from crem_jax.data.records import Item, Picture, Record, RecordError
+from crem_jax.data.picture_files import file_bytes
+from crem_jax.data.prepared import NAME, encode_record, write_info
+from crem_jax.data.records import Item, Record, RecordError
 from crem_jax.data.sources.selected import where
 from crem_jax.data.workers import Lost, spread
 
-NAME = "crem"
-VERSION = "1.0.0"
 SKIPPED_FILE = "skipped.jsonl"
 PLAN_FILE = "prepared.json"
 _EVERY = 16  # records from one message of progress to the next
-_LOSSY = ("JPEG", "MPO", "WEBP")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,41 +115,6 @@ def prepare(
     return _done(json.loads((out / PLAN_FILE).read_text(encoding="utf-8")), out)
 
 
-def file_bytes(picture: Picture, max_pixels: int | None = None) -> bytes:
-    """An encoded picture that can be decoded: the file as it is, or a smaller one.
-
-    Args:
-      max_pixels: larger pictures are resized to at most so many, JPEGs and WebPs as JPEG of quality
-        95, all others as PNG; so is what is not a file yet.
-
-    Raises:
-      PictureError: it cannot be used.
-    """
-    image = open_picture(picture)  # decodes it whole
-    small = max_pixels is None or image.width * image.height <= max_pixels
-    if small and isinstance(picture, bytes):
-        return picture
-    if small and isinstance(picture, str | os.PathLike):
-        return Path(picture).read_bytes()
-    if not small:
-        shrink = math.sqrt(max_pixels / (image.width * image.height))
-        size = [max(1, math.floor(side * shrink)) for side in image.size]
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    out = io.BytesIO()
-    if _format(picture) in _LOSSY:
-        image.save(out, "JPEG", quality=95, subsampling=0)
-    else:
-        image.save(out, "PNG")
-    return out.getvalue()
-
-
-def _format(picture: Picture) -> str | None:
-    if isinstance(picture, np.ndarray | Image.Image):
-        return None
-    with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
-        return image.format
-
-
 @dataclasses.dataclass(frozen=True)
 class _WriteShard:
     """Writes one shard, then the note that says it is whole."""
@@ -219,7 +176,7 @@ def _finish(plan: Plan, partial: Path, max_bad: float) -> None:
             f"share that may be skipped; the first: {skipped[0]['reason']}"
         )
     size = sum(note["bytes"] for note in notes)
-    _write_info(plan, data, lengths, size)
+    write_info(data, plan.split, lengths, size)
     lines = "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in skipped)
     (data / SKIPPED_FILE).write_text(lines, encoding="utf-8")
     value = {"plan": _values(plan), "written": sum(lengths), "bytes": size}
@@ -233,35 +190,6 @@ def _done(value: dict[str, Any], out: Path) -> Prepared:
 
 def _values(plan: Plan) -> dict[str, Any]:
     return dataclasses.asdict(plan)
-
-
-def _write_info(plan: Plan, directory: Path, lengths: list[int], size: int) -> None:
-    """dataset_info.json and features.json, as tfds itself writes them."""
-    import tensorflow_datasets as tfds
-
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity(
-            name=NAME,
-            version=tfds.core.Version(VERSION),
-            data_dir=os.fspath(directory),
-            module_name="crem_jax.data.prepare",
-        ),
-        description="Records of retrieval pairs and conversations, as crem_jax reads them.",
-        features=layout_features(),
-        disable_shuffling=True,
-    )
-    info.set_file_format("array_record")
-    template = tfds.core.ShardedFileTemplate(
-        dataset_name=NAME,
-        data_dir=directory,
-        split=plan.split,
-        filetype_suffix="array_record",
-    )
-    split = tfds.core.SplitInfo(
-        name=plan.split, shard_lengths=lengths, num_bytes=size, filename_template=template
-    )
-    info.set_splits(tfds.core.splits.SplitDict([split]))
-    info.write_to_directory(directory)
 
 
 def _same_plan(partial: Path, ours: dict[str, Any]) -> None:

@@ -5,10 +5,14 @@ A record's items are its query, its positives, then its negatives.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from crem_jax.data.records import Item, Record, RecordError
 
+NAME = "crem"
+VERSION = "1.0.0"
 LAYOUT = {
     "id": "names the record",
     "source": "the data set it came from",
@@ -40,6 +44,39 @@ def layout_features() -> Any:
         "turns": many(tfds.features.Text()),
     }
     return tfds.features.FeaturesDict({name: kinds[name] for name in LAYOUT})
+
+
+def write_info(directory: Path, split: str, lengths: list[int], size: int) -> None:
+    """Writes dataset_info.json and features.json, as tfds itself writes them.
+
+    Args:
+      split: the one split. lengths: records in each of its shards. size: bytes of their examples.
+    """
+    import tensorflow_datasets as tfds
+
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name=NAME,
+            version=tfds.core.Version(VERSION),
+            data_dir=os.fspath(directory),
+            module_name="crem_jax.data.prepare",
+        ),
+        description="Records of retrieval pairs and conversations, as crem_jax reads them.",
+        features=layout_features(),
+        disable_shuffling=True,
+    )
+    info.set_file_format("array_record")
+    template = tfds.core.ShardedFileTemplate(
+        dataset_name=NAME,
+        data_dir=directory,
+        split=split,
+        filetype_suffix="array_record",
+    )
+    about = tfds.core.SplitInfo(
+        name=split, shard_lengths=lengths, num_bytes=size, filename_template=template
+    )
+    info.set_splits(tfds.core.splits.SplitDict([about]))
+    info.write_to_directory(directory)
 
 
 def encode_record(record: Record) -> bytes:
