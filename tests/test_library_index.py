@@ -290,10 +290,10 @@ def test_killed_runs_lose_and_double_nothing(tiny_model_dir, tmp_path, rng):
 @pytest.mark.slow
 def test_all_emoji_survive_twenty_kills(tiny_model_dir, tmp_path, rng):
     place = tmp_path / "lib"
-    argv = [sys.executable, "-m", "crem_jax", "index", tiny_model_dir, "emoji"]
+    argv = [sys.executable, "-m", "crem_jax", "index", tiny_model_dir, "emoji:split=all"]
     argv += ["--library", place]
     kill_while_indexing(list(map(str, argv)), place, rng.integers(1, 4, 20).tolist(), rng)
-    lib, contents = library.open(place), Contents("emoji")
+    lib, contents = library.open(place), Contents("emoji:split=all")
     found = lib.verify()
     assert ids(lib) == sorted(contents.thing(i).id for i in range(len(contents)))
     assert found["entries"] == found["memories"] == len(contents) and found["problems"] == []

@@ -28,11 +28,11 @@ import numpy as np
 
 from crem_jax.library.rotation import Rotation
 
-CANDIDATES = (500, 1000, 2000, 4000, 8000)
+CANDIDATES = (500, 700, 1000, 1400, 2000, 2800, 4000, 5600, 8000)
 """Numbers of candidates to try, until enough of the true neighbours are among them."""
 
-WANTED_RECALL = 0.99
-_TUNING = 32  # queries
+WANTED_RECALL = 0.985
+_TUNING = 64  # queries
 _ROWS = 32768  # at once
 _STAMP = "stamp.json"
 

@@ -345,5 +345,9 @@ def _numpy(column: pa.Array) -> np.ndarray:
 
 
 def _sizes(table: Any) -> dict[str, Any]:
-    stats = table.stats()
-    return {"bytes": int(stats["total_bytes"]), "version": int(table.version)}
+    if "://" in table.uri:
+        size = int(table.stats()["total_bytes"])  # without blobs
+    else:
+        files = (path.stat() for path in Path(table.uri).rglob("*") if path.is_file())
+        size = sum(file.st_size for file in files)
+    return {"bytes": size, "version": int(table.version)}
