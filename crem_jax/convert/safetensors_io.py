@@ -160,7 +160,7 @@ def _write_shard(
         os.fsync(file.fileno())
 
 
-def write_json(path: str | os.PathLike, values: Mapping) -> None:
+def write_json(path: str | os.PathLike, values: Mapping | list) -> None:
     Path(path).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
