@@ -20,8 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from crem_jax.data.picture_files import file_bytes
 from crem_jax.data.sources.emoji import WHAT, WHICH_GROUP, EmojiPictures, same_picture_names
 
 SIZE = 96
@@ -46,9 +45,9 @@ def write(out: str | os.PathLike, count: int | None = None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     names = {i: f"{pictures[i].codepoints}.png" for i in indices}
     for i in indices:
-        image = Image.fromarray(pictures.draw(i))
+        data = file_bytes(pictures.draw(i))
         for folder in folders:
-            image.save(folder / names[i])
+            (folder / names[i]).write_bytes(data)
     alike = _look_alikes(pictures, set(indices))
     pairs = [_pair(pictures, i, names, alike) for i in indices]
     lines = "".join(f"{json.dumps(pair, ensure_ascii=False)}\n" for pair in pairs)

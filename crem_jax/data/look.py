@@ -29,7 +29,7 @@ class Limits:
     seconds: float = 60.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Seen:
     """What a worker found out about one record.
 
