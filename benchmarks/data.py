@@ -1,6 +1,6 @@
 """The data pipeline: pictures a second beside Hugging Face's processor, and padding by design.
 
-    python benchmarks/data.py            # about five minutes on two cores
+    python benchmarks/data.py            # about ten minutes on two cores
     python benchmarks/data.py --quick --json
     python benchmarks/data.py --padding  # the padding alone, a minute
 
@@ -25,6 +25,7 @@ import csv
 import dataclasses
 import functools
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -43,6 +44,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from crem_jax.data.batch_spec import BatchSpec, BucketSpec
 from crem_jax.data.buckets import Size, best_widths, share_rows
+from crem_jax.data.image import fit_size
 from crem_jax.data.iterator import BatchIterator
 from crem_jax.data.pipeline import Stream
 from crem_jax.data.prompt import Prompter
@@ -55,7 +57,7 @@ from crem_jax.train.setup import TOKENIZER_DIR, scratch_model
 SIZES = Path(__file__).with_name("picture_sizes.csv")
 UNIT = 28 * 28
 LEAST, MOST = 256, 1280
-TEXT_SLOTS = 48
+TEXT_SLOTS = 64
 INSTRUCTION = "Find an image caption describing the given everyday image."
 
 
@@ -78,10 +80,8 @@ def prompter(fast: bool = False) -> Prompter:
 
 def measured(sizes: list[tuple[int, int]]) -> list[Size]:
     """With the vision tokens by the model's own rule."""
-    ours = prompter()
-    images = [Image.new("L", size[::-1]) for size in sizes]
-    tokens = [ours.draft(Item(images=(image,))).visual for image in images]
-    return [(*size, count) for size, count in zip(sizes, tokens, strict=True)]
+    rule = dict(patch=14, merge=2, min_pixels=LEAST * UNIT, max_pixels=MOST * UNIT, hard_max=True)
+    return [(*size, math.prod(fit_size(*size, **rule)) // UNIT) for size in sizes]
 
 
 def batch_spec(widths: tuple[int, ...], shares: tuple[int, ...], keep: float) -> BatchSpec:
@@ -92,7 +92,7 @@ def batch_spec(widths: tuple[int, ...], shares: tuple[int, ...], keep: float) ->
         for width, share in zip(widths, shares, strict=True)
     }
     return BatchSpec(
-        buckets={"text": BucketSpec(64, 0, rows), **pictures},
+        buckets={"text": BucketSpec(96, 0, rows), **pictures},
         records={"pictures": rows},
         candidates=rows,
         keep=keep,
@@ -240,9 +240,9 @@ def time_reference(path: Path, pictures: int, workers: int) -> float:
         return pictures / (time.perf_counter() - since)
 
 
-def time_ours(path: Path, pictures: int, workers: int, fast: bool, rows: int = 16) -> float:
+def time_ours(path: Path, pictures: int, workers: int, fast: bool, rows: int, scale: int) -> float:
     """Pictures a second of the stream, after what was loaded ahead."""
-    sizes = measured(picture_sizes())
+    sizes = measured([(height * scale, width * scale) for height, width in picture_sizes()])
     widths = best_widths(sizes, 4)
     spec = batch_spec(widths, share_rows(sizes, widths, rows), 0.9)
     stream = Stream({"pictures": JsonlRecords(path)}, spec, prompter(fast), 0)
@@ -275,14 +275,14 @@ def difference(path: Path, count: int) -> dict[str, float]:
 def speed(quick: bool, turns: int) -> dict:
     found = {}
     with tempfile.TemporaryDirectory() as directory:
-        for name, scale, pictures in (("real", 1, 512), ("large", 4, 96)):
+        for name, scale, pictures, rows in (("real", 1, 1024, 16), ("large", 4, 96, 8)):
             if quick and scale > 1:
                 continue
-            pictures = 32 if quick else pictures
+            pictures = 256 if quick else pictures
             folder = Path(directory) / name
             folder.mkdir()
             path = make_jpegs(folder, min(pictures, 128), scale)
-            found[name] = compare(path, pictures, turns)
+            found[name] = compare(path, pictures, turns, rows, scale)
             print(f"{name} pictures, a second (median of {turns}):")
             for side, rate in found[name]["rates"].items():
                 print(f"  {side:24} {rate:7.1f}")
@@ -292,7 +292,7 @@ def speed(quick: bool, turns: int) -> dict:
     return found
 
 
-def compare(path: Path, pictures: int, turns: int) -> dict:
+def compare(path: Path, pictures: int, turns: int, rows: int, scale: int) -> dict:
     """Pictures a second of every side, in turns."""
     sides: dict[str, Callable[[], float]] = {
         "HF, 1 process": lambda: time_reference(path, pictures // 2, 0),
@@ -301,7 +301,7 @@ def compare(path: Path, pictures: int, turns: int) -> dict:
     for kind in ("ours", "ours, fast"):
         for workers in (0, 1, 2):
             sides[f"{kind}, {workers} workers"] = functools.partial(
-                time_ours, path, pictures, workers, kind != "ours"
+                time_ours, path, pictures, workers, kind != "ours", rows, scale
             )
     rates = {side: [] for side in sides}
     for _ in range(turns):
