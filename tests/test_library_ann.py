@@ -146,11 +146,11 @@ def test_what_an_interrupted_append_left_is_cut_off(table, queries, tmp_path, rn
 def test_only_chosen_keys_are_found(table, queries, tmp_path):
     near = Neighbours(tmp_path, DIM)
     table.update(near)
-    keys, _ = near.search(queries[0], 10, keys=np.arange(500, 1000))
+    keys, _ = near.search(queries[0], 10, near.rows(np.arange(500, 1000)))
     scores = {k: table.rows[k].astype(np.float32) @ queries[0] for k in range(500, 1000)}
     assert keys.tolist() == sorted(scores, key=lambda k: -scores[k])[:10]
-    assert near.search(queries[0], 10, keys=np.array([77]))[0].tolist() == [77]
-    assert len(near.search(queries[0], 10, keys=np.array([], np.int64))[0]) == 0
+    assert near.search(queries[0], 10, near.rows(np.array([77])))[0].tolist() == [77]
+    assert len(near.search(queries[0], 10, np.zeros(0, np.int64))[0]) == 0
 
 
 def test_a_large_library_searches_by_signs_and_agrees_with_exact_search(rng, tmp_path):

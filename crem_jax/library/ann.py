@@ -74,15 +74,18 @@ class Neighbours:
         """Of the table that is mirrored; -1 before the first `update`."""
         return self._stamp.version
 
+    def rows(self, keys: np.ndarray) -> np.ndarray:
+        """Numbers of the rows of these keys."""
+        return np.flatnonzero(np.isin(self._keys, keys))
+
     def search(
-        self, query: np.ndarray, top: int, keys: np.ndarray | None = None
+        self, query: np.ndarray, top: int, only: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Keys int64 [≤ top] and cosines float32 of the nearest rows, best first.
 
         Args:
-          query: float32 [D]. keys: only rows of these.
+          query: float32 [D]. only: of these rows (see `rows`); None is all.
         """
-        only = None if keys is None else np.flatnonzero(np.isin(self._keys, keys))
         return self._search(query, top, max(self._stamp.candidates, 2 * top), only)
 
     def update(self, version: int, keys: np.ndarray, vectors: Vectors) -> None:

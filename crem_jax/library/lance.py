@@ -26,7 +26,7 @@ from crem_jax.library.ann import Neighbours
 from crem_jax.library.entry import About, Entry, Hit, LibraryError, check_unique
 
 ENTRIES, MEMORIES = "entries", "memories"
-EXACT_UP_TO = 50_000
+EXACT_UP_TO = 20_000
 """Rows that are compared one by one; more of them go through `ann.Neighbours`."""
 
 _ABOUT = b"crem"
@@ -78,6 +78,7 @@ class LanceEntries:
         self._table = db.open_table(ENTRIES)
         self._about, self._cache, self._exact_up_to = about, cache, exact_up_to
         self._neighbours: dict[str, Neighbours] = {}
+        self._last: tuple[Any, np.ndarray] = (None, np.zeros(0, np.int64))
 
     def put(self, entries: Sequence[Entry]) -> None:
         check_unique([entry.id for entry in entries])
@@ -126,7 +127,10 @@ class LanceEntries:
         self._latest()
         if self.count(where) <= self._exact_up_to:
             return self._exact(vector, column, top, where)
-        keys, scores = self._near(column).search(vector, top, self._keys(where) if where else None)
+        near = self._near(column)
+        keys, scores = near.search(vector, top, self._chosen(near, column, where))
+        if not len(keys):
+            return []
         listed = ", ".join(str(key) for key in keys)
         query = self._table.search().where(f"key IN ({listed})").select(["key", *_FIELDS])
         found = {row["key"]: _entry(row) for row in query.to_arrow().to_pylist()}
@@ -162,8 +166,16 @@ class LanceEntries:
             rows = (query.where(where) if where else query).to_arrow().to_pylist()
         return [Hit(_entry(row), 1.0 - row["_distance"]) for row in rows]
 
-    def _keys(self, where: str) -> np.ndarray:
-        return np.concatenate([batch["key"] for batch in self.scan(["key"], where)])
+    def _chosen(self, near: Neighbours, column: str, where: str | None) -> np.ndarray | None:
+        """The rows of an index that a condition leaves; the last answer is kept."""
+        if where is None:
+            return None
+        asked = (column, near.version, where)
+        last = self._last  # threads may search at once
+        if last[0] != asked:
+            keys = np.concatenate([batch["key"] for batch in self.scan(["key"], where)])
+            self._last = last = (asked, near.rows(keys))
+        return last[1]
 
     def _near(self, column: str) -> Neighbours:
         """The derived index of a column, brought up to date."""

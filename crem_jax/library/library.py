@@ -236,7 +236,9 @@ class Library:
 def is_library(place: str | os.PathLike) -> bool:
     """Whether a library is at a path or URI."""
     if "://" not in os.fspath(place):
-        return (Path(place) / f"{MEMORIES}.lance").is_dir()
+        # A run killed while it made the table may have left a directory without any version.
+        versions = Path(place) / f"{MEMORIES}.lance" / "_versions"
+        return any(versions.glob("*.manifest"))
     return _lance().exists(place)
 
 
