@@ -20,6 +20,7 @@ from crem_jax.data.pipeline import Stream
 from crem_jax.flops import model_flops
 from crem_jax.plan.batch import SEQUENCE, abstract_batch, check_fits, packed_spec
 from crem_jax.plan.chips import CHIPS, find_pod
+from crem_jax.plan.compile import out_of_memory
 from crem_jax.plan.hlo import collectives
 from crem_jax.plan.roofline import estimate
 from crem_jax.plan.sweep import meshes
@@ -120,6 +121,23 @@ def _model_2b() -> ModelConfig:
 def test_a_global_batch_is_so_many_sequences_a_chip():
     spec = packed_spec(1024)
     assert spec.buckets["sequence"].rows == spec.queries == spec.candidates == 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "needs"),
+    [
+        (
+            "total memory required for HLO temporaries (30.16G) exceeds available HBM (15.75G)",
+            30.16,
+        ),
+        ("Ran out of memory in memory space hbm. Used 512.00M of 15.75G hbm.", 0.5),
+        ("something else", float("inf")),
+    ],
+)
+def test_what_does_not_fit_says_how_much_it_needs(text, needs):
+    assert out_of_memory(RuntimeError(f"RESOURCE_EXHAUSTED: {text}")) == needs
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        out_of_memory(RuntimeError(f"INTERNAL: {text}"))
 
 
 def test_a_sweep_tries_meshes_that_use_every_device():

@@ -28,7 +28,7 @@ class Plan:
     Attributes:
       mesh: data, fsdp, tensor. sequences: rows of all buckets on one chip.
       arguments: train state and batch. temporary: all else at its largest. peak: of the step;
-        None if it does not fit, and `needs` then is what the compiler would have needed.
+        None if it does not fit, and `needs` then is what the compiler would need at least.
       estimate: None if it does not fit.
     """
 
@@ -87,7 +87,7 @@ def plan(
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            needs = _out_of_memory(error)
+            needs = out_of_memory(error)
             return Plan(shape, _rows(spec, pod), None, needs * pod.per_chip)
     clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
     memory = compiled.memory_analysis()
@@ -126,13 +126,18 @@ def _wire(collective: Collective) -> float:
     return collective.bytes * (2 if collective.kind == "all-reduce" else 1)
 
 
-_USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ")
+_NEEDED = (
+    re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM"),
+    re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of "),
+)
+"""Two ways in which the TPU compiler says that a program does not fit."""
+
 _UNITS = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}
 
 
-def _out_of_memory(error: Exception) -> float:
-    """GiB that the compiler would have needed; any other error is raised again."""
+def out_of_memory(error: Exception) -> float:
+    """GiB that the compiler would have needed at least; any other error is raised again."""
     if "RESOURCE_EXHAUSTED" not in str(error):
         raise error
-    used = _USED.search(str(error))
-    return float(used[1]) * _UNITS[used[2]] if used else float("inf")
+    found = next(filter(None, (pattern.search(str(error)) for pattern in _NEEDED)), None)
+    return float(found[1]) * _UNITS[found[2]] if found else float("inf")

@@ -20,7 +20,9 @@ def line(plan: Plan, pod: Pod) -> str:
     """One row of a sweep."""
     what = f"mesh {_mesh(plan)}, {plan.sequences:g} sequences a chip: "
     if not plan.fits:
-        return what + f"does not fit, needs {plan.needs:.1f} of {pod.chip.hbm / GIB:.0f} GiB"
+        return (
+            what + f"does not fit, needs at least {plan.needs:.1f} of {pod.chip.hbm / GIB:.0f} GiB"
+        )
     return what + (
         f"fits, {plan.peak:.1f} of {pod.chip.hbm / GIB:.0f} GiB, "
         f"at most {100 * plan.estimate.utilisation:.0f} % utilisation (estimate)"
@@ -32,7 +34,7 @@ def text(plan: Plan, pod: Pod) -> str:
     chip, total = pod.chip, pod.chip.hbm / GIB
     head = f"mesh {_mesh(plan)} (data, fsdp, tensor), {plan.sequences:g} sequences a chip"
     if not plan.fits:
-        return f"{head}\ndoes not fit: needs {plan.needs:.2f} of {total:.0f} GiB a chip"
+        return f"{head}\ndoes not fit: needs at least {plan.needs:.2f} of {total:.0f} GiB a chip"
     guess = plan.estimate
     lines = [
         head,
