@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from crem_jax.plan.chips import GIB, Pod
@@ -78,7 +79,7 @@ def figures(plan: Plan, pod: Pod) -> dict[str, Any]:
         "sequences_per_chip": plan.sequences,
         "fits": plan.fits,
         "chip_hbm_gib": pod.chip.hbm / GIB,
-        "peak_hbm_gib": plan.peak if plan.fits else plan.needs,
+        "peak_hbm_gib": plan.needs if math.isfinite(plan.needs) else None,
     }
     if not plan.fits:
         return result
