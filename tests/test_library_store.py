@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -240,6 +242,22 @@ def test_several_writers_lose_nothing(rng, tmp_path):
         thread.join()
     found = library.open(tmp_path / "library").verify()
     assert found["entries"] == found["memories"] == 36 and not found["problems"]
+
+
+def test_a_library_that_is_half_made_is_made_whole(rng, tmp_path):
+    lib = library.create(tmp_path / "library", ABOUT)
+    shutil.rmtree(tmp_path / "library" / "memories.lance")
+    (tmp_path / "library" / "memories.lance").mkdir()
+    assert not library.is_library(tmp_path / "library")
+    lib = library.create(tmp_path / "library", ABOUT)
+    lib.put(entries(rng, 2), blobs(rng, 2))
+    assert not lib.verify()["problems"]
+
+
+def test_several_processes_may_make_a_library_at_once(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: library.create(tmp_path / "library", ABOUT), range(4)))
+    assert all(lib.about == ABOUT and len(lib) == 0 for lib in made)
 
 
 def test_a_library_may_keep_no_memories(rng, tmp_path):

@@ -52,10 +52,10 @@ def create(db: Any, about: About) -> None:
     Several processes may do so at once.
     """
     if not about.vectors:
-        _index(db.create_table(ENTRIES, schema=_schema(about), exist_ok=True))
+        _index(_made(db, ENTRIES, _schema(about)))
     columns = [("id", pa.string()), ("content", pa.string()), lancedb.blob("memory")]
     schema = pa.schema(columns, metadata={_ABOUT: about.to_json().encode()})
-    _index(db.create_table(MEMORIES, schema=schema, exist_ok=True))
+    _index(_made(db, MEMORIES, schema))
 
 
 def about(db: Any) -> About:
@@ -261,6 +261,17 @@ def _schema(about: About) -> pa.Schema:
             *vectors,
         ]
     )
+
+
+def _made(db: Any, name: str, schema: pa.Schema) -> Any:
+    """The table, made unless it is there."""
+    # `exist_ok` compares schemas, and a stored one has JSON and blobs in other words.
+    with contextlib.suppress(ValueError, OSError):
+        return db.open_table(name)
+    try:
+        return db.create_table(name, schema=schema)
+    except (ValueError, OSError, RuntimeError):  # another process was first
+        return db.open_table(name)
 
 
 def _index(table: Any) -> None:
