@@ -174,14 +174,13 @@ def _smoke(config: ConfigDict) -> None:
         ),
         records=dict(emoji=8, scenes=4),
         buckets=dict(
-            label=dict(slots=64, patches=0, rows=16),
-            text=dict(slots=96, patches=0, rows=8),
+            label=dict(slots=96, patches=0, rows=24),
             small=dict(slots=80, patches=36, rows=8, target_slots=28, answers=19),
             medium=dict(slots=112, patches=144, rows=8, target_slots=56, answers=28),
         ),
         candidates=20,
     )
-    config.loss.chunk_rows = dict(label=8, text=8, small=4, medium=4)
+    config.loss.chunk_rows = dict(label=8, small=4, medium=4)
 
 
 def _frozen_vision(config: ConfigDict) -> None:

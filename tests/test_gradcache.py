@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -144,3 +149,57 @@ def test_chunks_that_do_not_divide_their_bucket_are_refused(params, batch):
     loss = dataclasses.replace(FULL, chunk_rows=(("picture", 3),))
     with pytest.raises(ValueError, match=r"chunk_rows\.picture = 3 does not divide data\.buckets"):
         gradient(params, batch, loss)
+
+
+ON_A_MESH = """
+import dataclasses, json
+import jax, numpy as np
+import tiny_run
+from crem_jax import mesh as meshes, trees
+from crem_jax.train import layout
+from crem_jax.train.setup import make_parts
+from crem_jax.train.step import train_step
+
+config = tiny_run.tiny_config(2)
+config.optim.update(lr=1e-2, warmup=0, eps=1e-3)
+config.loss.update(learn_temperature=True)
+whole = make_parts(config)
+config.loss.update(vocab_chunk=512, chunk_rows=dict(picture=4, text=8))
+config.mesh = (2, 2, 2)
+chunked = make_parts(config)
+start = layout.fresh_state(whole, jax.random.key(0))
+batch = whole.stream.batch(0)
+alone, expected = jax.jit(lambda s, b: train_step(s, b, seed=0, **whole.step_arguments()))(
+    start, batch)
+mesh = meshes.make_mesh((2, 2, 2))
+shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.abstract_state(chunked, mesh))
+with jax.set_mesh(mesh):
+    step = layout.jit_step(chunked, 0, shardings, mesh)
+    state, metrics = step(jax.device_put(start, shardings), layout.put(batch, mesh))
+alone, state = (trees.flatten(jax.device_get(s.params)) for s in (alone, state))
+print(json.dumps({
+    "losses": [float(expected["loss"]), float(metrics["loss"])],
+    "norms": [float(expected["grad_norm"]), float(metrics["grad_norm"])],
+    "apart": max(float(np.abs(alone[path] - state[path]).max()) for path in alone),
+    "moved": max(float(np.abs(alone[p] - x).max()) for p, x in trees.flatten(start.params).items()),
+}))
+"""
+
+
+@pytest.mark.slow
+def test_chunks_on_a_mesh_train_like_the_whole_batch_on_one_device():
+    """Rows over data and fsdp, the vocabulary and its chunks over tensor."""
+    here = Path(__file__).parent
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
+    }
+    command = [sys.executable, "-c", ON_A_MESH]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    got = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(*got["losses"], rtol=1e-5)
+    np.testing.assert_allclose(*got["norms"], rtol=1e-5)
+    assert got["apart"] <= 1e-5
+    assert got["moved"] > 1e-3
