@@ -167,7 +167,7 @@ whole = make_parts(config)
 config.loss.update(vocab_chunk=512, chunk_rows=dict(picture=4, text=8))
 config.mesh = (2, 2, 2)
 chunked = make_parts(config)
-start = layout.fresh_state(whole, jax.random.key(0))
+start = jax.device_get(layout.fresh_state(whole, jax.random.key(0)))
 batch = whole.stream.batch(0)
 alone, expected = jax.jit(lambda s, b: train_step(s, b, seed=0, **whole.step_arguments()))(
     start, batch)
