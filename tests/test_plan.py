@@ -18,9 +18,10 @@ from crem_jax.config import ConfigError, ModelConfig
 from crem_jax.data.batch_spec import BucketSpec
 from crem_jax.data.pipeline import Stream
 from crem_jax.flops import model_flops
+from crem_jax.plan import report
 from crem_jax.plan.batch import SEQUENCE, abstract_batch, check_fits, packed_spec
-from crem_jax.plan.chips import CHIPS, find_pod
-from crem_jax.plan.compile import out_of_memory
+from crem_jax.plan.chips import CHIPS, Pod, find_pod
+from crem_jax.plan.compile import Plan, _collectives, out_of_memory
 from crem_jax.plan.hlo import collectives
 from crem_jax.plan.roofline import estimate
 from crem_jax.plan.sweep import meshes
@@ -138,6 +139,20 @@ def test_what_does_not_fit_says_how_much_it_needs(text, needs):
     assert out_of_memory(RuntimeError(f"RESOURCE_EXHAUSTED: {text}")) == needs
     with pytest.raises(RuntimeError, match="INTERNAL"):
         out_of_memory(RuntimeError(f"INTERNAL: {text}"))
+
+
+def test_a_program_that_cannot_be_read_still_has_a_plan():
+    class Unreadable:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    assert _collectives(Unreadable()) is None
+    chip, bucket = CHIPS["v6e"], BucketSpec(**{**vars(SEQUENCE), "rows": 8})
+    guess = estimate(_model_2b(), [bucket], chip, 2, 0, 0)
+    plan = Plan((1, 2, 1), 4.0, 9.0, 9.0, estimate=guess)
+    pod = Pod("v6e:1x2", chip, 2, [None, None])
+    assert "links     unknown" in report.text(plan, pod)
+    assert json.loads(json.dumps(report.figures(plan, pod)))["collectives"] is None
 
 
 def test_a_sweep_tries_meshes_that_use_every_device():

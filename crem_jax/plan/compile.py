@@ -29,6 +29,7 @@ class Plan:
       mesh: data, fsdp, tensor. sequences: rows of all buckets on one chip.
       arguments: train state and batch. temporary: all else at its largest. peak: of the step;
         None if it does not fit, and `needs` then is what the compiler would need at least.
+      collectives: None if unknown, see `_collectives`; the estimate then is without links.
       estimate: None if it does not fit.
     """
 
@@ -38,7 +39,7 @@ class Plan:
     needs: float
     arguments: float = 0.0
     temporary: float = 0.0
-    collectives: tuple[Collective, ...] = ()
+    collectives: tuple[Collective, ...] | None = None
     estimate: roofline.Estimate | None = None
     compile_seconds: float = 0.0
     compile_cpu_seconds: float = 0.0
@@ -92,7 +93,7 @@ def plan(
     clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
     memory = compiled.memory_analysis()
     per_chip = pod.per_chip / GIB
-    found = collectives(compiled.as_text())
+    found = _collectives(compiled)
     frozen = all(path in objective.frozen for path in objective.rates if path.startswith("vision/"))
     return Plan(
         mesh=shape,
@@ -101,13 +102,13 @@ def plan(
         needs=memory.peak_memory_in_bytes * per_chip,
         arguments=memory.argument_size_in_bytes * per_chip,
         temporary=memory.temp_size_in_bytes * per_chip,
-        collectives=tuple(found),
+        collectives=found,
         estimate=roofline.estimate(
             objective.model,
             spec.buckets.values(),
             pod.chip,
             pod.chips,
-            pod.per_chip * sum(_wire(c) for c in found),
+            pod.per_chip * sum(_wire(c) for c in found or ()),
             pod.per_chip * memory.argument_size_in_bytes,
             frozen,
         ),
@@ -115,6 +116,15 @@ def plan(
         compile_cpu_seconds=cpu,
         host_peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     )
+
+
+def _collectives(compiled: jax.stages.Compiled) -> tuple[Collective, ...] | None:
+    """None where the program cannot be read: jaxlib 0.10.2 fails on some of v6e's async fusions."""
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return tuple(collectives(text))
 
 
 def _rows(spec: BatchSpec, pod: Pod) -> float:

@@ -57,11 +57,16 @@ def text(plan: Plan, pod: Pod) -> str:
         f"{1e3 * (guess.compute + guess.links):.0f} ms with none hidden",
         f"  utilisation at most {100 * guess.utilisation:.0f} %, "
         f"{100 * guess.utilisation_exposed:.0f} % with none hidden",
-        f"links     {1e3 * guess.links:.0f} ms at {chip.links / 1e9:.0f} GB/s:",
     ]
+    if plan.collectives is None:
+        lines.append(
+            "links     unknown: this jaxlib cannot read the compiled program; not estimated"
+        )
+    else:
+        lines.append(f"links     {1e3 * guess.links:.0f} ms at {chip.links / 1e9:.0f} GB/s:")
     lines += [
         f"  {each.kind:<20}{each.count:>7} x {each.bytes / 1e9:>9.2f} GB in all"
-        for each in plan.collectives
+        for each in plan.collectives or ()
     ]
     lines.append(
         f"compiled  in {plan.compile_seconds:.0f} s ({plan.compile_cpu_seconds:.0f} CPU-seconds), "
@@ -97,7 +102,9 @@ def figures(plan: Plan, pod: Pod) -> dict[str, Any]:
             }
             for part in guess.parts
         },
-        "collectives": {
+        "collectives": None
+        if plan.collectives is None
+        else {
             each.kind: {"count": each.count, "gb": each.bytes / 1e9} for each in plan.collectives
         },
         "estimated_step_seconds": guess.seconds,
