@@ -25,6 +25,7 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+
 from crem_jax import trees
 from crem_jax.config import DTYPES
 from crem_jax.convert.huggingface import check_same_bits, open_hf

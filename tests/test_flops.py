@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from crem_jax.config import TextConfig
-from crem_jax.data.batcher import BucketSpec
+from crem_jax.data.batch_spec import BucketSpec
 from crem_jax.flops import decoder_weights, model_flops
 from crem_jax.model import crem
 from crem_jax.types import Context, Patches, Target
