@@ -41,6 +41,13 @@ def check_same(got: Path, expected: Path) -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), one, other)
 
 
+def test_two_processes_of_a_device_each_train_like_one_of_two(root, compiled):
+    finish(start(root / "of-two", compiled, STEPS, SHARDS, devices=2))
+    finish(*start_several(root / "two-of-one", compiled, STEPS, 2, SHARDS, devices=1))
+    check_same(root / "two-of-one", root / "of-two")
+
+
+@pytest.mark.slow
 def test_two_processes_of_four_devices_train_like_one_of_eight(root, compiled, alone):
     finish(*start_several(root / "two", compiled, STEPS, 2, SHARDS, devices=4))
     check_same(root / "two", alone)
