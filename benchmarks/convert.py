@@ -26,6 +26,8 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 
+from absl import logging
+
 from crem_jax import trees
 from crem_jax.config import DTYPES
 from crem_jax.convert.huggingface import check_same_bits, open_hf
@@ -43,10 +45,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--json", action="store_true", help="end with one JSON line")
     args = parser.parse_args()
+    logging.set_verbosity(logging.ERROR)  # orbax says what it does
     with tempfile.TemporaryDirectory(dir=args.root, prefix="crem-convert-") as folder:
         result = measure(args.size, args.dtype, Path(folder))
     for name, value in result.items():
-        print(f"{name:24}{value}")
+        print(f"{name:36}{value}")
     if args.json:
         print(json.dumps(result))
 
