@@ -25,7 +25,6 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-
 from absl import logging
 
 from crem_jax import trees
