@@ -32,7 +32,7 @@ EXTRAS = {
     "tensorboard": ["tensorboardX>=2.6"],
     "wandb": ["wandb>=0.20"],
     "library": ["lancedb>=0.40,<1", "faiss-cpu>=1.11"],
-    "milvus": ["pymilvus[milvus_lite]>=3.0"],
+    "milvus": ["pymilvus[milvus-lite]>=3.0"],
     # Checks against the reference implementation; nothing needs torch at run time.
     "hf": ["torch>=2.6", "peft>=0.21"],
     # What opens an export (sentence-transformers), and mteb's benchmarks; both bring torch.

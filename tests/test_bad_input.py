@@ -290,7 +290,10 @@ def test_a_config_that_makes_no_sense_names_the_key(refuses, tmp_path):
         return ["train", f"--config={tmp_path / 'c.py'}", f"--workdir={tmp_path / 'run'}"]
 
     refuses(train("config.model.text.colour = 1"), "unknown key model.text.colour; known keys: ")
-    refuses(train("config.loss.colour = 1"), "unknown key loss.colour; known keys: cache_vision, chunk_rows, ")
+    refuses(
+        train("config.loss.colour = 1"),
+        "unknown key loss.colour; known keys: cache_vision, chunk_rows, ",
+    )
     refuses(train("config.data.sources.emoji.kind = 'moji'"), "data.sources.emoji.kind 'moji' is")
     refuses(train("config.evaluate = 'moji'"), "config.evaluate 'moji' is not one of emoji, or ''")
     refuses(["train", f"--config={CONFIG}:smok", "--workdir=w"], "unknown config option 'smok'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -104,14 +105,12 @@ def test_a_step_is_bound_by_its_slowest_side():
 
 
 def _model_2b() -> ModelConfig:
-    sys.path.insert(0, str(ROOT / "configs"))
-    import common
-
+    common = runpy.run_path(str(ROOT / "configs" / "common.py"))
     return ModelConfig.from_dict(
         {
             **toy.config().to_dict(),
-            "text": common.TEXT["2b"],
-            "vision": common.VISION,
+            "text": common["TEXT"]["2b"],
+            "vision": common["VISION"],
             "num_chorus": 16,
             "first_chorus_id": 151_657,
             "remat": "full",
