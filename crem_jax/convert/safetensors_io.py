@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -14,9 +15,11 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from crem_jax import lazy
 from crem_jax.convert.table import WeightsError
 from crem_jax.lazy import Index, LazyArray
 
+_SYNC_BYTES = 256 << 20
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -151,11 +154,19 @@ def _write_shard(
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            for index in tensor.pieces():
-                piece = np.ascontiguousarray(tensor.read(index))
-                file.write(piece.reshape(-1).view(np.uint8).data)
-                on_bytes(piece.nbytes)
+        unsynced = 0
+        reads = (
+            functools.partial(tensor.read, index)
+            for tensor in tensors.values()
+            for index in tensor.pieces()
+        )
+        for piece in lazy.ahead(reads):
+            file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+            on_bytes(piece.nbytes)
+            unsynced += piece.nbytes
+            if unsynced > _SYNC_BYTES:  # the disk works while the next pieces are read
+                os.fsync(file.fileno())
+                unsynced = 0
         file.flush()
         os.fsync(file.fileno())
 
