@@ -4,10 +4,10 @@
     python benchmarks/convert.py 7b --root /big/disk  # 50 GB
 
 A checkpoint of random weights is made (`make_checkpoint.py`), imported and exported by `crem` in
-processes of their own, whose peak resident memory is read from the system. Before and
-after each of the two the same files are copied and synced; a conversion syncs what it writes too. Then an import is
-killed with SIGKILL half way, run again, and its result and the export are compared with the source,
-bit by bit.
+processes of their own, whose peak resident memory is read from the system. Before and after each of
+the two the same files are copied and synced; a conversion syncs what it writes too. Then an import
+is killed with SIGKILL half way, run again, and its result and the export are compared with the
+source, bit by bit.
 """
 
 from __future__ import annotations
