@@ -112,7 +112,8 @@ def theirs(directory: Path) -> np.ndarray:
     net = Qwen2VLForConditionalGeneration.from_pretrained(directory, dtype=torch.bfloat16).eval()
     for i, row in enumerate(rows):
         kept = context.region[i] != PAD
-        tokens = torch.from_numpy(np.concatenate([context.tokens[i][kept], target.tokens[i]])[None])
+        row_tokens = np.concatenate([context.tokens[i][kept], target.tokens[i]])
+        tokens = torch.from_numpy(row_tokens[None]).long()
         values = row.pixels.reshape(len(row.pixels), 3, 1, -1).astype(np.float32) / 255
         values = np.repeat((values - mean) / std, vision.temporal_patch_size, axis=2)
         grid = (row.patch_position.max(axis=0) + 1).tolist()
