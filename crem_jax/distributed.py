@@ -7,18 +7,22 @@ done by process 0, the main one.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from glob import glob
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
+_COMPILE_MS = 60 * 60 * 1000  # how long processes wait for the slowest compiler
+_meetings = itertools.count()
 _ADDRESS = re.compile(r"(?P<address>\S+:\d+),(?P<count>\d+),(?P<index>\d+)")
 
 
@@ -86,6 +90,19 @@ def all_agree(fine: bool) -> bool:
     if jax.process_count() == 1:
         return fine
     return bool(np.all(multihost_utils.process_allgather(np.asarray(fine))))
+
+
+def compile_everywhere(jitted: Any, *args: Any) -> jax.stages.Compiled:
+    """`jitted` compiled for such arguments, once every process has compiled it.
+
+    Processes compile for different times, and inside a collective they wait for each other only for
+    a while: those of CPUs (gloo) for half a minute.
+    """
+    compiled = jitted.lower(*args).compile()
+    if jax.process_count() > 1:
+        meet = multihost.get_barrier_sync_fn()
+        meet(key=f"crem_jax_compiled_{next(_meetings)}", timeout_ms=_COMPILE_MS)
+    return compiled
 
 
 def on_main(action: Callable[[], None]) -> None:

@@ -116,7 +116,10 @@ def train(
             with meter.waiting():
                 batch = next(stream)
             meter.count(batch)
-            state, metrics = update(state, layout.put(batch, mesh))
+            batch = layout.put(batch, mesh)
+            if step == first + 1:
+                update = distributed.compile_everywhere(update, state, batch)
+            state, metrics = update(state, batch)
             pending.append(metrics)
             last, stop = step == config.steps, preemption.asked(step)
 
