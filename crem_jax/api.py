@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from crem_jax.data.shapes import MAX_ROWS, context_batches, pad_questions
 from crem_jax.distributed import to_host
 from crem_jax.generate import decoding
 from crem_jax.generate.decoding import Sampling
+from crem_jax.mesh import make_mesh, replicated
+from crem_jax.mesh import rows as by_rows
 from crem_jax.model import crem
 from crem_jax.model.int8 import quantise
 from crem_jax.types import Context, Memory
@@ -37,6 +40,31 @@ class Model:
         self._stored = params if stored is None else stored
         self.config, self.params, self.tokenizer = config, params, tokenizer
         self.prompter = Prompter(config, tokenizer)
+        self._mesh: jax.sharding.Mesh | None = None
+
+    def spread(self, devices: Sequence[jax.Device] | None = None) -> Model:
+        """The same model on several devices, each computing its share of the rows of a batch.
+
+        Args:
+          devices: of this process; default: all of them.
+        """
+        devices = jax.local_devices() if devices is None else devices
+        if len(devices) < 2:
+            return self
+        mesh = make_mesh(devices=devices)
+        params = jax.device_put(self.params, replicated(mesh))
+        model = Model(self.config, params, self.tokenizer, self._stored)
+        model._mesh = mesh
+        return model
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def unit(self) -> int:
+        """Batches have multiples of so many rows: the devices that share them."""
+        return self._mesh.size if self._mesh else 1
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -64,10 +92,7 @@ class Model:
           ValueError: the model has no chorus tokens, k is not in 1..K, dim is not in 1..D, or an
             item is unusable.
         """
-        self._check_k(k)
-        width = self.config.text.hidden_size
-        if dim is not None and not 1 <= dim <= width:
-            raise ValueError(f"dim = {dim} is not in 1..{width} (numbers of an embedding)")
+        self.check_finding(k, dim)
         return pool(self.chorus_states(items), k, dim)
 
     def prepare(self, item: Any) -> ContextRow:
@@ -85,18 +110,18 @@ class Model:
 
         Args and errors: as `encode`.
         """
-        if not self.config.num_chorus:
-            raise ValueError(
-                "this model cannot find: it has no chorus tokens (a plain backbone). "
-                "Give it some with `crem import --chorus 16` and train it"
-            )
+        self._check_chorus()
         rows = [self.prepare(item) for item in _as_list(items)]
         shape = (len(rows), self.config.num_chorus, self.config.text.hidden_size)
         out = np.zeros(shape, np.float32)
-        for chosen, context in context_batches(rows, self.config):
-            states = to_host(_chorus(self.config, self.params, context))
-            out[chosen] = states[: len(chosen)]
+        for chosen, context in context_batches(rows, self.config, self.unit):
+            out[chosen] = self.states_of(context)[: len(chosen)]
         return out
+
+    def states_of(self, context: Context) -> np.ndarray:
+        """Chorus states, float32 [B, K, D], of a padded batch (`data.shapes.fill_batch`)."""
+        with self._placed(context) as context:
+            return to_host(_chorus(self.config, self.params, context))
 
     def compress(self, items: Sequence[Any]) -> Memory:
         """Compressed memories, numpy arrays of N rows in the order of the items.
@@ -108,8 +133,9 @@ class Model:
         self._check_chorus()
         rows = [self.prepare(item) for item in _as_list(items)]
         parts, order = [], []
-        for chosen, context in context_batches(rows, self.config):
-            memory = _memory(self.config, self.params, context, self.config.num_chorus)
+        for chosen, context in context_batches(rows, self.config, self.unit):
+            with self._placed(context) as context:
+                memory = _memory(self.config, self.params, context, self.config.num_chorus)
             parts.append(_take(jax.tree.map(to_host, memory), np.arange(len(chosen))))
             order += chosen
         return _take(_joined(parts), np.argsort(order))
@@ -185,13 +211,13 @@ class Model:
         contexts, questions = [row for row, _ in asked], [question for _, question in asked]
         answers = [""] * len(contexts)
         sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
-        for chosen, context in context_batches(contexts, self.config):
-            size = len(context.tokens)
-            memory = _memory(self.config, self.params, context, self._kept(compressed, k))
-            tokens, valid = self._questions([questions[i] for i in chosen], size)
-            out = decoding.generate(
-                self.config, self.params, memory, tokens, valid, sampling, max_new_tokens
-            )
+        for chosen, context in context_batches(contexts, self.config, self.unit):
+            tokens, valid = self._questions([questions[i] for i in chosen], len(context.tokens))
+            with self._placed(context) as context:
+                memory = _memory(self.config, self.params, context, self._kept(compressed, k))
+                out = decoding.generate(
+                    self.config, self.params, memory, tokens, valid, sampling, max_new_tokens
+                )
             for i, ids in zip(chosen, to_host(out), strict=False):
                 answers[i] = self._text(ids)
         return answers
@@ -246,10 +272,27 @@ class Model:
             raise PromptError("the question is empty; expected some text")
         return self.prompter.question(text)
 
+    @contextlib.contextmanager
+    def _placed(self, context: Context) -> Iterator[Context]:
+        """A batch on the model's devices, whose mesh is in use inside."""
+        if self._mesh is None:
+            yield context
+            return
+        with jax.set_mesh(self._mesh):
+            yield jax.device_put(context, by_rows(self._mesh))
+
+    def check_finding(self, k: int | None = None, dim: int | None = None) -> None:
+        """Raises ValueError where `encode` would, whatever the items."""
+        self._check_chorus()
+        self._check_k(k)
+        width = self.config.text.hidden_size
+        if dim is not None and not 1 <= dim <= width:
+            raise ValueError(f"dim = {dim} is not in 1..{width} (numbers of an embedding)")
+
     def _check_chorus(self) -> None:
         if not self.config.num_chorus:
             raise ValueError(
-                "this model cannot find: it has no chorus tokens (plain Qwen2-VL). "
+                "this model cannot find: it has no chorus tokens (a plain backbone). "
                 "Give it some with `crem import --chorus 16` and train it"
             )
 

@@ -92,7 +92,8 @@ def load_model(
       step: "best" (by the metric it was trained for; the last if none was kept), "last", or a
         step number.
       dtype: of the parameters.
-      shardings: of the parameters on a device mesh; None puts them on the first device.
+      shardings: of the parameters on a device mesh; None puts them on this process's
+        first device.
 
     Raises:
       FileNotFoundError: no such checkpoint. ValueError: it does not fit the configuration.
@@ -100,7 +101,7 @@ def load_model(
     config, tokenizer, where = _find(directory, step)
     like = _abstract(config)
     if shardings is None:
-        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: one, like)
     like = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),

@@ -18,6 +18,7 @@ VERBS = {
     "train": ("train", "train a model from a config, or resume its run"),
     "plan": ("plan", "what a training step needs of a TPU pod, before it is rented"),
     "eval": ("evaluate", "measure how well a model finds and tells"),
+    "eval mmeb": ("evaluate_mmeb", "measure how well a model finds, on MMEB"),
     "find": ("find", "rank a folder or a library by words, by a picture, or both"),
     "tell": ("tell", "ask about a picture, or about an entry of a library"),
     "index": ("index", "put pictures and texts into a library"),
@@ -29,6 +30,9 @@ VERBS = {
     "export": ("export_model", "turn a model into a Hugging Face directory"),
 }
 """verb: (module of crem_jax.commands, what it does)."""
+
+RESUMED = ("train", "index", "eval mmeb")
+"""Verbs that go on where they were interrupted."""
 
 USAGE = 2
 """Exit code for what was asked wrongly or cannot be used."""
@@ -52,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"crem {crem_jax.__version__}")
         return 0
-    verb, *rest = argv
+    words = 2 if " ".join(argv[:2]) in VERBS else 1
+    verb, rest = " ".join(argv[:words]), argv[words:]
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}"
         return _refuse("crem", f"{verb!r} is no verb; {hint}")
-    if from_shell and verb in ("train", "eval", "import", "export"):
+    if from_shell and argv[0] in ("train", "eval", "import", "export"):
         use_huge_pages()
     command = importlib.import_module(f"crem_jax.commands.{VERBS[verb][0]}")
     try:
@@ -77,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _refuse(f"crem {verb}", _reason(error))
     except KeyboardInterrupt:
-        hint = "; the same command resumes the run" if verb == "train" else ""
+        hint = "; the same command goes on" if verb in RESUMED else ""
         print(f"crem {verb}: interrupted{hint}", file=sys.stderr)
         return 130
 
@@ -111,13 +116,13 @@ def _parse(verb: str, command, argv: list[str]) -> argparse.Namespace:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:11}{what}" for verb, (_, what) in VERBS.items())
+    verbs = "\n".join(f"  {verb:20}{what}" for verb, (_, what) in VERBS.items())
     return (
         "usage: crem VERB …\n\n"
         "CREM: one model that finds pictures and tells about them.\n\n"
         f"verbs:\n{verbs}\n\n"
-        "  crem VERB --help   its arguments, with examples\n"
-        "  crem --version     the version\n\n"
+        "  crem VERB --help    its arguments, with examples\n"
+        "  crem --version      the version\n\n"
         "MODEL is what `crem train` or `crem import` made, or a Hugging Face directory."
     )
 

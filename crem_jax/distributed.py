@@ -6,13 +6,14 @@ done by process 0, the main one.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from glob import glob
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from orbax.checkpoint import multihost
 
 _COMPILE_MS = 60 * 60 * 1000  # how long processes wait for the slowest compiler
 _meetings = itertools.count()
+_USAGE = 2
 _ADDRESS = re.compile(r"(?P<address>\S+:\d+),(?P<count>\d+),(?P<index>\d+)")
 
 
@@ -56,6 +58,18 @@ def start(spec: str = "auto") -> None:
         int(match["index"]),
         cluster_detection_method="deactivate",
     )
+
+
+@contextlib.contextmanager
+def job(spec: str) -> Iterator[None]:
+    """Joins the job as `start` does; an error ends one process of several at once."""
+    start(spec)
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() > 1:
+            abort(error, _USAGE if isinstance(error, ValueError | OSError) else 1)
+        raise
 
 
 def _is_one_of_several(environment: Mapping[str, str]) -> bool:

@@ -42,17 +42,23 @@ split by embed over fsdp, are gathered layer by layer.
 """
 
 
-def make_mesh(shape: tuple[int, int, int] | None = None) -> Mesh:
+def make_mesh(
+    shape: tuple[int, int, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A (data, fsdp, tensor) mesh; by default all devices on `data`.
+
+    Args:
+      devices: default: those of all processes.
 
     Raises:
       ValueError: the shape does not use every device.
     """
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     shape = shape or (count, 1, 1)
     if int(np.prod(shape)) != count:
         raise ValueError(f"mesh {tuple(shape)} needs {int(np.prod(shape))} devices, found {count}")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

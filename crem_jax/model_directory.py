@@ -33,7 +33,8 @@ def load_parts(
       step: of a run: "best", "last" or a number.
       dtype: of the parameters.
       shardings: of the parameters on a device mesh (a tree as `mesh.param_shardings` gives), each
-        process reading its own shards alone; None puts them on the first device.
+        process reading its own shards alone; None puts them on this process's
+        first device.
 
     Raises:
       FileNotFoundError, ValueError: it is no model directory, or is damaged; the message says how.
@@ -42,7 +43,7 @@ def load_parts(
         return checkpoint.load_model(directory, step, dtype=dtype, shardings=shardings)
     config, params, tokenizer = open_parts(directory, step)
     if shardings is None:
-        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: first, params)
     return config, lazy.materialise(params, dtype, shardings), tokenizer
 

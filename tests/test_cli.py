@@ -46,7 +46,7 @@ def photos(tmp_path_factory) -> Path:
 def test_help_and_import_are_quick_because_they_load_no_jax():
     code = (
         "import sys, crem_jax; from crem_jax.cli import main, VERBS\n"
-        "[main([*verb, '--help']) for verb in [[], *([v] for v in VERBS)]]; main(['--version'])\n"
+        "[main([*verb.split(), '--help']) for verb in ['', *VERBS]]; main(['--version'])\n"
         "assert not {'jax', 'transformers', 'matplotlib'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
@@ -56,7 +56,7 @@ def test_crem_alone_lists_its_verbs_and_each_shows_examples(capsys):
     bare = crem(capsys)
     assert bare.code == 0 and all(f"  {verb} " in bare.out for verb in VERBS)
     for verb in VERBS:
-        shown = crem(capsys, verb, "--help")
+        shown = crem(capsys, *verb.split(), "--help")
         assert shown.code == 0 and f"examples:\n  crem {verb} " in shown.out
     assert crem(capsys, "--version").out == f"crem {crem_jax.__version__}\n"
 

@@ -20,7 +20,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import add_model, positive
+    from crem_jax.commands.options import add_model, add_running, positive
 
     add_model(parser)
     parser.add_argument("source", metavar="SOURCE", help="PATH, or KIND:PATH,KEY=VALUE,…")
@@ -57,22 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard", type=_shard, metavar="I/N", help="do part I of N (0/4 … 3/4), each a process"
     )
     parser.add_argument(
-        "--distributed",
-        default="off",
-        metavar="off|auto|HOST:PORT,N,I",
-        help="processes that share the work, as for `crem train` (default: off)",
-    )
-    parser.add_argument(
         "--batch",
         type=positive,
         default=128,
         metavar="N",
         help="items stored together (default 128)",
     )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic"
-    )
-    parser.add_argument("--workers", type=positive, metavar="N", help="decoding threads")
+    add_running(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -40,6 +40,18 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """--distributed, --dtype and --workers of the verbs that encode much."""
+    parser.add_argument(
+        "--distributed",
+        default="off",
+        metavar="off|auto|HOST:PORT,N,I",
+        help="processes that share the work, as for `crem train` (default: off)",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the arithmetic")
+    parser.add_argument("--workers", type=positive, metavar="N", help="decoding threads")
+
+
 def step(text: str) -> int | str:
     """ "best", "last" or a step number."""
     if text in ("best", "last"):

@@ -24,8 +24,6 @@ EXAMPLES = """\
   crem train --config=configs/emoji.py --workdir=runs/slow --config.optim.lr=1e-4
   bash launch/local_multiprocess.sh 2 --config=configs/emoji.py:smoke --workdir=runs/two"""
 
-USAGE = 2
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
@@ -76,20 +74,14 @@ def take_rest(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: l
 def run(args: argparse.Namespace) -> int:
     from crem_jax import distributed
 
-    distributed.start(args.distributed)
-    import jax
+    with distributed.job(args.distributed):
+        from crem_jax.train.faults import PREEMPTED, Preempted
 
-    from crem_jax.train.faults import PREEMPTED, Preempted
-
-    try:
-        _train(args)
-    except Preempted as saved:
-        print(f"crem train: {saved}", file=sys.stderr)
-        return PREEMPTED
-    except BaseException as error:
-        if jax.process_count() > 1:
-            distributed.abort(error, USAGE if isinstance(error, ValueError | OSError) else 1)
-        raise
+        try:
+            _train(args)
+        except Preempted as saved:
+            print(f"crem train: {saved}", file=sys.stderr)
+            return PREEMPTED
     return 0
 
 

@@ -14,24 +14,50 @@ MAX_ROWS = 64
 """Largest batch that is compiled; smaller ones are padded to a power of two."""
 
 
+Shape = tuple[int, int]
+"""Tokens and patches that a row is padded to."""
+
+
+def shape_of(tokens: int, patches: int) -> Shape:
+    """The shape of a row of so many tokens, chorus not counted, and patches."""
+    return step_up(tokens), step_up(patches)
+
+
+def plan_batches(shapes: Sequence[Shape], unit: int = 1) -> Iterator[tuple[list[int], int]]:
+    """Rows of equal shape in batches: the numbers of the rows, and the size to fill them up to.
+
+    Args:
+      unit: sizes are multiples of it: the devices that share a batch.
+    """
+    groups: dict[Shape, list[int]] = {}
+    for i, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(i)
+    most = max(MAX_ROWS // unit, 1) * unit
+    for _, members in sorted(groups.items()):
+        for first in range(0, len(members), most):
+            chosen = members[first : first + most]
+            long = len(members) > most  # one shape more is dearer than a half-empty batch
+            size = most if long else 1 << (len(chosen) - 1).bit_length()
+            yield chosen, -(-size // unit) * unit
+
+
+def fill_batch(rows: Sequence[ContextRow], size: int, config: ModelConfig) -> Context:
+    """Rows of one shape as a padded context of `size` rows, the first one repeated."""
+    tokens, patches = shape_of(len(rows[0].tokens), len(rows[0].picture))
+    padded = [*rows, *[rows[0]] * (size - len(rows))]
+    return pad_contexts(padded, config, tokens + config.num_chorus, patches)
+
+
 def context_batches(
-    rows: Sequence[ContextRow], config: ModelConfig
+    rows: Sequence[ContextRow], config: ModelConfig, unit: int = 1
 ) -> Iterator[tuple[list[int], Context]]:
     """Padded contexts of all rows, each with the numbers of the rows it begins with.
 
-    What follows those in a batch only fills it up.
+    What follows those in a batch only fills it up; `unit` is as for `plan_batches`.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i, row in enumerate(rows):
-        shape = (step_up(len(row.tokens)), step_up(len(row.picture)))
-        groups.setdefault(shape, []).append(i)
-    for (tokens, patches), members in sorted(groups.items()):
-        for first in range(0, len(members), MAX_ROWS):
-            chosen = members[first : first + MAX_ROWS]
-            long = len(members) > MAX_ROWS  # one shape more is dearer than a half-empty batch
-            size = MAX_ROWS if long else 1 << (len(chosen) - 1).bit_length()
-            padded = [rows[i] for i in chosen] + [rows[chosen[0]]] * (size - len(chosen))
-            yield chosen, pad_contexts(padded, config, tokens + config.num_chorus, patches)
+    shapes = [shape_of(len(row.tokens), len(row.picture)) for row in rows]
+    for chosen, size in plan_batches(shapes, unit):
+        yield chosen, fill_batch([rows[i] for i in chosen], size, config)
 
 
 def pad_questions(

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Hit = tuple[Picture | str, str, bool | None]
 """What was found (a str is text, a file is a Path), its label, and whether it is right if known."""
 
-_RIGHT, _WRONG, _INK, _FAINT = "#1a7f37", "#c62828", "#222222", "#8c8c8c"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f5fc4", "#555555")
+_RIGHT, _WRONG, INK, _FAINT = "#1a7f37", "#c62828", "#222222", "#8c8c8c"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f5fc4", "#555555")
 _PANELS = {  # title: which metrics it shows; the first that matches takes a metric
     "evaluation": re.compile(r"^eval/"),
     "learning rate": re.compile(r"(^|/)(lr|learning_rate)$"),
@@ -68,14 +68,14 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
         )
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(5.6 * columns, 3.4 * rows, dpi=120)
+    figure = new_figure(5.6 * columns, 3.4 * rows, dpi=120)
     for index, (title, curves) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
         for order, (name, points) in enumerate(sorted(curves.items())):
             smooth = title != "learning rate" and len(points) >= 60
-            _draw_curve(axes, name, points, _COLOURS[order % len(_COLOURS)], smooth)
-        axes.set_title(title, loc="left", fontsize=11, color=_INK)
-        axes.set_xlabel("step", fontsize=9, color=_INK)
+            _draw_curve(axes, name, points, COLOURS[order % len(COLOURS)], smooth)
+        axes.set_title(title, loc="left", fontsize=11, color=INK)
+        axes.set_xlabel("step", fontsize=9, color=INK)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
@@ -83,7 +83,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
             axes.set_ylim(0, 1.02)
         if len(curves) > 1 or title == "evaluation":
             axes.legend(fontsize=8, frameon=False, ncols=2 if len(curves) > 4 else 1)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def retrieval_grid(
@@ -104,7 +104,7 @@ def retrieval_grid(
     if not rows:
         raise ValueError("no query to draw in the retrieval grid; expected at least one")
     columns = 1 + max(1, min(top, max(len(hits) for _, hits in rows)))
-    figure = _figure(1.75 * columns, 2.0 * len(rows) + 0.3, dpi=110)
+    figure = new_figure(1.75 * columns, 2.0 * len(rows) + 0.3, dpi=110)
     cells = figure.subplots(len(rows), columns, squeeze=False)
     for line, (query, hits) in zip(cells, rows, strict=True):
         _draw_cell(line[0], query, "", None, weight="bold")
@@ -115,7 +115,7 @@ def retrieval_grid(
     titles = ["query", *(f"{rank}." for rank in range(1, columns))]
     for cell, title in zip(cells[0], titles, strict=True):
         cell.set_title(title, fontsize=9, color=_FAINT)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def answers_sheet(
@@ -138,7 +138,7 @@ def answers_sheet(
         raise ValueError("no answer to draw in the answers sheet; expected at least one")
     columns = min(columns, len(rows))
     lines = math.ceil(len(rows) / columns)
-    figure = _figure(5.4 * columns, 1.85 * lines, dpi=110)
+    figure = new_figure(5.4 * columns, 1.85 * lines, dpi=110)
     cells = figure.subplots(lines, 2 * columns, squeeze=False, width_ratios=[1, 2] * columns)
     for cell in cells.flat:
         cell.axis("off")
@@ -146,12 +146,12 @@ def answers_sheet(
         line, column = divmod(index, columns)
         image, text = cells[line, 2 * column : 2 * column + 2]
         image.imshow(_thumbnail(picture), interpolation="bicubic")
-        _draw_answer(text, 0.98, "truth", truth, _INK, "")
+        _draw_answer(text, 0.98, "truth", truth, INK, "")
         for top, name, answer in ((0.65, "native", native), (0.32, "compressed", compressed)):
             right = _same(answer, truth)
             colour, mark = (_RIGHT, " ✓") if right else (_WRONG, " ✗")
             _draw_answer(text, top, name, answer, colour, mark)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _curves(
@@ -202,7 +202,7 @@ def _draw_cell(
     axes.set_yticks([])
     if isinstance(content, str):
         text = _wrapped(content, 17, 6)
-        style = {"fontsize": 9, "color": _INK, "weight": weight, "parse_math": False}
+        style = {"fontsize": 9, "color": INK, "weight": weight, "parse_math": False}
         axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, **style)
         axes.set_box_aspect(1)
     else:
@@ -214,7 +214,7 @@ def _draw_cell(
         axes.set_ylim((image.height + side) / 2 - 0.5, (image.height - side) / 2 - 0.5)
     colour = {None: "#d8d8d8", True: _RIGHT, False: _WRONG}[right]
     axes.spines[:].set(color=colour, linewidth=0.8 if right is None else 2.2)
-    style = {"fontsize": 8, "parse_math": False, "color": _INK if right is None else colour}
+    style = {"fontsize": 8, "parse_math": False, "color": INK if right is None else colour}
     axes.set_xlabel(_wrapped(label, 24, 2), **style)
 
 
@@ -239,12 +239,14 @@ def _thumbnail(picture: Picture) -> Image.Image:
     return image
 
 
-def _figure(width: float, height: float, dpi: int) -> Figure:
+def new_figure(width: float, height: float, dpi: int) -> Figure:
+    """An empty white figure of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes it as PNG."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,18 +17,19 @@ import numpy as np
 
 from crem_jax.data.records import EmptySideError, Item, Record, RecordError
 from crem_jax.data.sources.base import FileSource
-from crem_jax.data.sources.fields import paths_of, shown, text_of
+from crem_jax.data.sources.fields import shown, text_of
 from crem_jax.data.sources.mmeb_files import (
     COLUMNS,
+    PLACEHOLDER,
     SPLITS,
     open_rows,
     picture_layout,
+    picture_paths,
+    plain_text,
     subset_files,
     subsets_in,
 )
 from crem_jax.data.sources.rows import Rows, scan
-
-PLACEHOLDER = re.compile(r"<\|image_\d+\|>|<\|image_pad\|>")
 
 VLM2VEC_V2_CAPS = {
     "ImageNet_1K": 100_000,
@@ -126,9 +126,8 @@ class Mmeb(FileSource):
         where, value = rows.where(row), self._value(number, row)
 
         def item(text: Any, images: Any, what: str) -> Item | None:
-            text = text_of(text, f"{where} {what[0]}")
-            plain = PLACEHOLDER.sub("", text).strip() if "<|" in text else text.strip()
-            paths = _joined(images, base, strip, f"{where} {what[1]}")
+            plain = plain_text(text_of(text, f"{where} {what[0]}"))
+            paths = picture_paths(images, base, strip, f"{where} {what[1]}")
             return Item(plain, paths) if plain or paths else None
 
         query = item(value.get("qry"), value.get("qry_image_path"), COLUMNS[:2])
@@ -154,7 +153,7 @@ class Mmeb(FileSource):
         found = []
         for side, (text, image) in {"query": COLUMNS[:2], "target": COLUMNS[2:4]}.items():
             marks = len(PLACEHOLDER.findall(value.get(text) or ""))
-            pictures = len(_joined(value.get(image), "", "", image))
+            pictures = len(picture_paths(value.get(image), "", "", image))
             if marks != pictures:
                 found.append(f"the {side} has {marks} placeholders and {pictures} pictures")
         return found
@@ -183,15 +182,9 @@ def _empty_side(row: Any) -> str | None:
             continue
         images = row.get(image)
         images = images if isinstance(images, list) else [images]
-        if not PLACEHOLDER.sub("", row[text] or "").strip() and not any(images):
+        if not plain_text(row[text] or "") and not any(images):
             return side
     return None
-
-
-def _joined(value: Any, base: str, strip: str, where: str) -> tuple[str, ...]:
-    values = value if isinstance(value, list | tuple) else [value]
-    plain = [text_of(path, where).strip().removeprefix(strip) for path in values]
-    return paths_of(plain, base, where)
 
 
 def _pairs(texts: Any, images: Any, where: str) -> Iterator[tuple[Any, Any]]:

@@ -1,0 +1,123 @@
+"""A small MMEB made of the packaged emoji, in MMEB-eval's format, to try `crem eval mmeb` on.
+
+    python -m crem_jax.data.emoji_mmeb OUT
+    crem eval mmeb MODEL --data OUT
+
+writes all 36 data sets, in turn in one of the two layouts (instructions in the texts, or beside
+them) and as parquet or JSONL. Only names, meta-tasks and formats are MMEB's: the scores say nothing
+about it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crem_jax.data.picture_files import file_bytes
+from crem_jax.data.sources.emoji import EmojiPictures
+from crem_jax.evaluate.mmeb.datasets import (
+    CLASSIFICATION,
+    DATASETS,
+    GROUNDING,
+    VQA,
+    Dataset,
+)
+
+_MARK = "<|image_1|>\n"
+_WORDS_ALONE = ("VisDial", "VisualNews_t2i", "MSCOCO_t2i", "WebQA", "EDIS", "Wiki-SS-NQ")
+_BOTH = ("WebQA", "EDIS", "OVEN", "RefCOCO-Matching")
+"""Data sets whose queries are text, and those whose targets are a picture with text."""
+
+
+def write(
+    out: str | os.PathLike,
+    datasets: Sequence[Dataset] = DATASETS,
+    queries: int = 12,
+    candidates: int = 20,
+    size: int = 48,
+) -> Path:
+    """Writes data sets of so many queries with so many candidates each, and returns the folder.
+
+    Args:
+      size: pixels of a picture's side.
+    """
+    out, pictures = Path(out), EmojiPictures("train", size)
+    for number, dataset in enumerate(datasets):
+        rng = np.random.default_rng([len(pictures), number])
+        pool = rng.choice(len(pictures), 2 * candidates, replace=False)
+        rows = []
+        for _ in range(queries):
+            chosen = rng.choice(pool, candidates, replace=False)
+            rows.append(_row(out, dataset, pictures, [int(i) for i in chosen], number % 2 == 1))
+        _write_rows(out / dataset.name, rows, number % 3)
+    return out
+
+
+def _row(
+    out: Path, dataset: Dataset, pictures: EmojiPictures, chosen: list[int], beside: bool
+) -> dict[str, Any]:
+    """A row whose target is chosen first. beside: instructions in columns of their own."""
+    name, target = dataset.name, pictures[chosen[0]]
+    finds_text = dataset.task in (CLASSIFICATION, VQA) or name.endswith("_i2t")
+    instruction, question = "Represent the given image for classification", ""
+    if dataset.task == VQA:
+        instruction = "Represent the given image with the following question:"
+        question = f"Which one of {target.group} is this?"
+    elif not finds_text:
+        instruction, question = "Find the emoji:", target.name
+        if dataset.task == GROUNDING:
+            instruction = "Select the portion of the image that isolates the object:"
+    asks_alone = name in _WORDS_ALONE
+    told = "" if finds_text else "Represent the given image."
+    own = [pictures[i].name if finds_text or name in _BOTH else "" for i in chosen]
+    files = ["" if finds_text else _file(out, pictures, i) for i in chosen]
+    row = {
+        "qry_text": question,
+        "qry_img_path": "" if asks_alone else _file(out, pictures, chosen[0]),
+        "tgt_text": own,
+        "tgt_img_path": files,
+    }
+    lead = "" if asks_alone else _MARK
+    ahead = _MARK if told else ""
+    if beside:
+        return {**row, "qry_inst": f"{lead}{instruction}", "tgt_inst": f"{ahead}{told}"}
+    row["qry_text"] = f"{lead}{instruction} {question}\n"
+    row["tgt_text"] = [f"{ahead}{told} {text}\n" if told else text for text in own]
+    return row
+
+
+def _file(out: Path, pictures: EmojiPictures, index: int) -> str:
+    """The picture's path in a row; it is written where it is not there yet."""
+    name = f"emoji/{pictures[index].codepoints}.png"
+    path = out / "images" / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file_bytes(pictures.draw(index)))
+    return name
+
+
+def _write_rows(folder: Path, rows: list[dict[str, Any]], form: int) -> None:
+    if form == 0:
+        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        folder.with_name(f"{folder.name}.jsonl").write_text(lines, encoding="utf-8")
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    half = len(rows) // form  # form 2: two files
+    for number, part in enumerate((rows[:half], rows[half:])[:form]):
+        file = folder / f"test-{number:05d}-of-{form:05d}.parquet"
+        pq.write_table(pa.Table.from_pylist(part), file)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m crem_jax.data.emoji_mmeb OUT")
+    print(write(sys.argv[1]))

@@ -1,0 +1,153 @@
+"""Embeddings on disk, found by the content they are of.
+
+A directory holds parts, Arrow files of keys and vectors, each written whole and then renamed:
+whatever is killed, and however many processes write at once, a part is complete or not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from crem_jax.data.records import Item
+
+_SUFFIX = ".arrow"
+_DIGEST = 16  # bytes
+_FORMAT = 1  # of what is encoded for a key: higher when a prompt or a picture is read differently
+
+
+class EmbeddingCache:
+    """Vectors of one model, float32 [D], by content key.
+
+    Args:
+      root: the folder of all caches. name: of this one; it must tell models and types apart.
+      dim: D.
+
+    Raises:
+      ValueError: a part is damaged, or holds vectors of another width.
+    """
+
+    def __init__(self, root: str | os.PathLike, name: str, dim: int):
+        self.directory = Path(root) / f"{name}-v{_FORMAT}"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._dim = dim
+        self._parts: list[np.ndarray] = []
+        self._files: set[str] = set()
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self.refresh()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def refresh(self) -> None:
+        """Takes in what other processes have written."""
+        for path in sorted(self.directory.glob(f"*{_SUFFIX}")):
+            if path.name not in self._files:
+                self._open(path)
+
+    def put(self, keys: Sequence[bytes], vectors: np.ndarray) -> None:
+        """Stores vectors, float32 [n, D]; they are safe when this returns."""
+        path = self.directory / f"{uuid.uuid4().hex}{_SUFFIX}"
+        _write(path, keys, vectors)
+        self._open(path)
+
+    def get(self, keys: Sequence[bytes]) -> np.ndarray:
+        """float32 [n, D] of keys that must all be there.
+
+        Raises:
+          KeyError: one is not.
+        """
+        out = np.zeros((len(keys), self._dim), np.float32)
+        places = np.array([self._places[key] for key in keys], np.int64).reshape(-1, 2)
+        for part in np.unique(places[:, 0]):
+            own = places[:, 0] == part
+            out[own] = self._parts[part][places[own, 1]]
+        return out
+
+    def tidy(self) -> None:
+        """Makes one part of all. Nothing else may be writing."""
+        names = sorted(self._files)
+        if len(names) < 2:
+            return
+        keys = list(self._places)
+        self.put(keys, self.get(keys))
+        for name in names:
+            (self.directory / name).unlink(missing_ok=True)
+
+    def _open(self, path: Path) -> None:
+        import pyarrow as pa
+
+        try:
+            table = pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all().combine_chunks()
+            keys = table["key"].to_pylist()
+            vectors = table["vector"].combine_chunks()
+            flat = vectors.flatten().to_numpy(zero_copy_only=len(vectors) > 0)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise ValueError(f"{path} is damaged: {error}; delete it") from error
+        if vectors.type.list_size != self._dim:
+            raise ValueError(
+                f"{path} has vectors of {vectors.type.list_size} numbers; expected {self._dim}"
+            )
+        number = len(self._parts)
+        self._parts.append(flat.reshape(-1, self._dim))
+        self._files.add(path.name)
+        self._places |= {key: (number, row) for row, key in enumerate(keys)}
+
+
+class ContentKeys:
+    """Keys of items by what their texts and picture files hold, each file being read once."""
+
+    def __init__(self):
+        self._files: dict[str, bytes] = {}
+
+    def of(self, items: Sequence[Item], each: Callable = map) -> list[bytes]:
+        """The keys of items whose pictures are paths.
+
+        Args:
+          each: maps a function over the files; that of a thread pool reads several at once.
+
+        Raises:
+          OSError: a file cannot be read.
+        """
+        paths = [path for item in items for path in item.images if path not in self._files]
+        paths = list(dict.fromkeys(paths))
+        self._files |= zip(paths, each(_file_digest, paths), strict=True)
+        return [self._key(item) for item in items]
+
+    def _key(self, item: Item) -> bytes:
+        text = item.text.encode()
+        parts = (len(text).to_bytes(8, "little"), text, *(self._files[p] for p in item.images))
+        return hashlib.blake2b(b"".join(parts), digest_size=_DIGEST).digest()
+
+
+def _file_digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST)).digest()
+
+
+def _write(path: Path, keys: Sequence[bytes], vectors: np.ndarray) -> None:
+    import pyarrow as pa
+
+    values = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+    columns = {
+        "key": pa.array(keys, pa.binary(_DIGEST)),
+        "vector": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
+    }
+    table = pa.table(columns)
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        with pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

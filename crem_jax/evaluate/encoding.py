@@ -1,0 +1,127 @@
+"""Encodes many items once each, into a cache, in full batches of few shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crem_jax.data.shapes import Shape, fill_batch, plan_batches, shape_of
+
+if TYPE_CHECKING:
+    from crem_jax.api import Model
+    from crem_jax.data.records import Item
+    from crem_jax.data.rows import ContextRow
+    from crem_jax.evaluate.embedding_cache import EmbeddingCache
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Work:
+    """An item to encode. place: where it comes from, for errors."""
+
+    item: Item
+    place: str
+
+
+def encode_missing(
+    model: Model,
+    work: Mapping[bytes, Work],
+    cache: EmbeddingCache,
+    *,
+    k: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    workers: int = 2,
+    counting: Callable | None = None,
+) -> int:
+    """Encodes what the cache has not; each batch is safe in it before the next one begins.
+
+    Args:
+      work: by content key. k: read only the first k chorus tokens; None is all.
+      share: (i, n): this process does part i of n.
+      workers: threads that decode pictures. counting: as `commands.output.counting`.
+
+    Returns:
+      How many items this process has encoded.
+
+    Raises:
+      ValueError: items cannot be used, found before any is encoded, or an embedding is not finite;
+        the message names the place of one.
+    """
+    mine, of = share
+    keys = [key for key in work if key not in cache and int.from_bytes(key[:8]) % of == mine]
+    with ThreadPoolExecutor(workers) as pool, _counted(counting, len(keys)) as progress:
+        shapes = _shapes(pool, model, [work[key] for key in keys])
+        batches = plan_batches(shapes, model.unit)
+        for chosen, size, rows in _prepared(pool, model, [work[key] for key in keys], batches):
+            vectors = _embed(model, rows, size, k)
+            if not (finite := np.isfinite(vectors).all(axis=1)).all():
+                first = work[keys[chosen[int(np.argmin(finite))]]]
+                raise ValueError(f"{first.place}: the embedding is not finite")
+            cache.put([keys[i] for i in chosen], vectors)
+            progress(len(chosen))
+    return len(keys)
+
+
+def _shapes(pool: ThreadPoolExecutor, model: Model, work: Sequence[Work]) -> list[Shape]:
+    """What each item will be padded to, from the headers of its pictures."""
+    merge = model.config.vision.merge_size**2
+
+    def shape(one: Work) -> Shape | str:
+        try:
+            draft = model.prompter.draft(one.item)
+        except ValueError as error:
+            return f"{one.place}: {error}"
+        return shape_of(draft.fixed + draft.visual, draft.visual * merge)
+
+    found = list(pool.map(shape, work))
+    bad = [one for one in found if isinstance(one, str)]
+    if bad:
+        more = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
+        raise ValueError(f"{bad[0]}{more}")
+    return found
+
+
+def _prepared(
+    pool: ThreadPoolExecutor,
+    model: Model,
+    work: Sequence[Work],
+    batches: Iterator[tuple[list[int], int]],
+) -> Iterator[tuple[list[int], int, list[ContextRow]]]:
+    """Batches with their rows; those of the next one are made meanwhile."""
+
+    def prepare(one: Work) -> ContextRow:
+        try:
+            return model.prepare(one.item)
+        except ValueError as error:
+            raise ValueError(f"{one.place}: {error}") from error
+
+    def begin(batch: tuple[list[int], int] | None) -> list[Future]:
+        return [pool.submit(prepare, work[i]) for i in batch[0]] if batch else []
+
+    current, futures = next(batches, None), []
+    futures = begin(current)
+    for following in itertools.chain(batches, [None]):
+        if current is None:
+            return
+        rows = [future.result() for future in futures]
+        futures = begin(following)
+        yield *current, rows
+        current = following
+
+
+def _embed(model: Model, rows: Sequence[ContextRow], size: int, k: int | None) -> np.ndarray:
+    from crem_jax.api import pool
+
+    return pool(model.states_of(fill_batch(rows, size, model.config))[: len(rows)], k)
+
+
+def _counted(counting: Callable | None, total: int):
+    import contextlib
+
+    if counting is None:
+        return contextlib.nullcontext(lambda count: None)
+    return counting(total, "encoding")

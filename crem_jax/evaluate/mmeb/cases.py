@@ -1,0 +1,174 @@
+"""MMEB-eval's rows (hub: `TIGER-Lab/MMEB-eval`, `ziyjiang/MMEB_Test_Instruct`) from local files.
+
+A row has a query, `qry_text` and `qry_img_path`, and lists of candidates, `tgt_text` and
+`tgt_img_path`, the first of which is the target. Instructions are part of the texts, or stand
+beside them, in `qry_inst` and `tgt_inst`; both layouts give the same items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crem_jax.data.records import Item, RecordError
+from crem_jax.data.sources.fields import shown, text_of
+from crem_jax.data.sources.mmeb_files import (
+    open_rows,
+    picture_layout,
+    picture_paths,
+    plain_text,
+    subset_files,
+)
+from crem_jax.data.sources.rows import Rows
+from crem_jax.evaluate.mmeb.datasets import Dataset
+
+SPLIT = "test"
+COLUMNS = ("qry_text", "qry_img_path", "tgt_text", "tgt_img_path", "qry_inst", "tgt_inst")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cases:
+    """The queries of a data set, each with its own candidates.
+
+    Attributes:
+      items: distinct (text, picture) pairs. names: what each is called in predictions.
+      places: the first row that has each, for errors.
+      queries: int32 [N], numbers of items.
+      candidates: N arrays of numbers of items, the target first; some may repeat.
+      rows: how many rows the file has. left_out: reason -> rows or candidates that cannot be used.
+    """
+
+    dataset: Dataset
+    items: list[Item]
+    names: list[str]
+    places: list[str]
+    queries: np.ndarray
+    candidates: list[np.ndarray]
+    rows: int
+    left_out: Mapping[str, int]
+
+
+def read_cases(
+    dataset: Dataset,
+    root: str | os.PathLike,
+    image_root: str | os.PathLike | None = None,
+    limit: int | None = None,
+) -> Cases:
+    """Reads a data set from `ROOT/NAME/test*.parquet` or `ROOT/NAME.parquet` (or .jsonl).
+
+    Args:
+      image_root: folder that picture paths are relative to; default: ROOT or ROOT/images.
+      limit: only the first so many rows.
+
+    Raises:
+      RecordError: a row is not as MMEB's are. FileNotFoundError: the data set is not there.
+    """
+    root = Path(root)
+    rows = open_rows(subset_files(root, dataset.name, SPLIT), COLUMNS)
+    strip, base = picture_layout(rows, root, image_root, (COLUMNS[1], COLUMNS[3]))
+    reader = _Reader(rows, base, strip)
+    for number in range(len(rows) if limit is None else min(limit, len(rows))):
+        reader.read(number)
+    if not reader.queries:
+        raise RecordError(f"{rows.where(0)}: the data set has no row that can be used")
+    return Cases(
+        dataset=dataset,
+        items=reader.items,
+        names=reader.names,
+        places=reader.places,
+        queries=np.asarray(reader.queries, np.int32),
+        candidates=reader.candidates,
+        rows=len(rows) if limit is None else min(limit, len(rows)),
+        left_out=dict(reader.left_out),
+    )
+
+
+class _Reader:
+    """Turns rows into numbers of distinct items."""
+
+    def __init__(self, rows: Rows, base: str, strip: str):
+        self._rows, self._base, self._strip = rows, base, strip
+        self._known: dict[tuple, int] = {}
+        self._lists: dict[tuple, np.ndarray] = {}
+        self.items: list[Item] = []
+        self.names: list[str] = []
+        self.places: list[str] = []
+        self.queries: list[int] = []
+        self.candidates: list[np.ndarray] = []
+        self.left_out: Counter[str] = Counter()
+
+    def read(self, number: int) -> None:
+        where, row = self._rows.where(number), self._rows[number]
+        if not isinstance(row, Mapping):
+            raise RecordError(f"{where} is {shown(row)}; expected an object")
+        for text, image in (COLUMNS[:2], COLUMNS[2:4]):
+            if row.get(text) is None and row.get(image) is None:
+                raise RecordError(f"{where} has neither {text!r} nor {image!r}")
+        query = self._item(*(row.get(c) for c in ("qry_inst", *COLUMNS[:2])), where)
+        found = self._candidates(row, where)
+        if query < 0 or found[0] < 0:
+            self.left_out[f"the {'query' if query < 0 else 'target'} is empty"] += 1
+            return
+        if (empty := int(np.sum(found < 0))) > 0:
+            self.left_out["candidates that are empty"] += empty
+            found = found[found >= 0]
+        self.queries.append(query)
+        self.candidates.append(found)
+
+    def _candidates(self, row: Mapping[str, Any], where: str) -> np.ndarray:
+        """Numbers of items, -1 for empty ones. Rows of equal lists share one array."""
+        texts, images = (row.get(column) or None for column in COLUMNS[2:4])
+        lists = [x for x in (texts, images) if isinstance(x, list | tuple)]
+        if not lists:
+            raise RecordError(f"{where} has no list of candidates in 'tgt_text' or 'tgt_img_path'")
+        count = len(lists[0])
+        texts, images = (
+            tuple(x) if isinstance(x, list | tuple) else (x,) * count for x in (texts, images)
+        )
+        if len(texts) != len(images):
+            raise RecordError(
+                f"{where} has {len(texts)} tgt_text and {len(images)} tgt_img_path; expected as "
+                "many"
+            )
+        instruction = row.get("tgt_inst")
+        key = (instruction, texts, images)
+        if not _hashable(key):  # a list in the list, which `_item` refuses
+            key = (where,)
+        if key not in self._lists:
+            pairs = zip(texts, images, strict=True)
+            numbers = [self._item(instruction, text, image, where) for text, image in pairs]
+            self._lists[key] = np.asarray(numbers, np.int32)
+        return self._lists[key]
+
+    def _item(self, instruction: Any, text: Any, image: Any, where: str) -> int:
+        """The number of an item, -1 if it has neither text nor picture."""
+        key = (instruction, text, image)
+        if _hashable(key) and key in self._known:
+            return self._known[key]
+        whats = ("instruction", "text", "picture path")
+        told, own, path = (
+            text_of(value, f"{where} {what}") for value, what in zip(key, whats, strict=True)
+        )
+        pictures = picture_paths(path, self._base, self._strip, where)
+        own, number = plain_text(own), -1
+        if pictures or own:
+            number = len(self.items)
+            self.items.append(Item(plain_text(f"{told} {own}"), pictures))
+            self.names.append(":".join(part for part in (path, own) if part))
+            self.places.append(where)
+        self._known[key] = number
+        return number
+
+
+def _hashable(key: tuple) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,64 @@
+"""The 36 data sets of MMEB (Jiang et al., VLM2Vec, arXiv 2410.05160), by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+
+CLASSIFICATION, VQA, RETRIEVAL, GROUNDING = TASKS = (
+    *("Classification", "VQA", "Retrieval", "Grounding"),
+)
+"""The meta-tasks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """task: one of TASKS. seen: in distribution, as MMEB-train has a part of it."""
+
+    name: str
+    task: str
+    seen: bool
+
+
+def _declare(task: str, seen: str, unseen: str) -> tuple[Dataset, ...]:
+    known = [Dataset(name, task, True) for name in seen.split()]
+    return (*known, *(Dataset(name, task, False) for name in unseen.split()))
+
+
+DATASETS: tuple[Dataset, ...] = (
+    *_declare(
+        CLASSIFICATION,
+        "ImageNet-1K N24News HatefulMemes VOC2007 SUN397",
+        "Place365 ImageNet-A ImageNet-R ObjectNet Country211",
+    ),
+    *_declare(
+        VQA,
+        "OK-VQA A-OKVQA DocVQA InfographicsVQA ChartQA Visual7W",
+        "ScienceQA VizWiz GQA TextVQA",
+    ),
+    *_declare(
+        RETRIEVAL,
+        "VisDial CIRR VisualNews_t2i VisualNews_i2t MSCOCO_t2i MSCOCO_i2t NIGHTS WebQA",
+        "FashionIQ Wiki-SS-NQ OVEN EDIS",
+    ),
+    *_declare(GROUNDING, "MSCOCO", "RefCOCO RefCOCO-Matching Visual7W-Pointing"),
+)
+"""In the order of the paper's tables."""
+
+
+def chosen(names: Sequence[str] | None) -> tuple[Dataset, ...]:
+    """Data sets by name or meta-task, each once, in the order of DATASETS; None is all.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if names is None:
+        return DATASETS
+    known = [dataset.name for dataset in DATASETS]
+    for name in names:
+        if name not in known and name not in TASKS:
+            near = difflib.get_close_matches(name, [*known, *TASKS], 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"MMEB has no data set {name!r}; {hint}")
+    return tuple(d for d in DATASETS if d.name in names or d.task in names)

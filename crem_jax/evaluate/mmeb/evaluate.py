@@ -1,0 +1,147 @@
+"""MMEB from files to files: read, encode what is new, rank, write."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from crem_jax import distributed
+from crem_jax.evaluate.embedding_cache import ContentKeys, EmbeddingCache
+from crem_jax.evaluate.encoding import Work, encode_missing
+from crem_jax.evaluate.files import write_json
+from crem_jax.evaluate.mmeb.cases import Cases, read_cases
+from crem_jax.evaluate.mmeb.datasets import Dataset
+from crem_jax.evaluate.mmeb.layouts import write_leaderboard, write_score
+from crem_jax.evaluate.mmeb.scoring import rank
+from crem_jax.evaluate.mmeb.summary import Score, score, to_json
+
+if TYPE_CHECKING:
+    from crem_jax.api import Model
+
+
+def evaluate(
+    model: Model,
+    name: str,
+    datasets: Sequence[Dataset],
+    root: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    cache: str | os.PathLike,
+    image_root: str | os.PathLike | None = None,
+    k: int | None = None,
+    dim: int | None = None,
+    limit: int | None = None,
+    workers: int = 2,
+    counting: Callable | None = None,
+) -> tuple[list[Score], dict[str, Any]]:
+    """Measures a model, and writes scores.json, leaderboard.json and the files of both layouts.
+
+    Several processes (`distributed.start`) share the encoding; `cache` must be a folder of all.
+
+    Args:
+      name: of the model. root: the folder of the data sets (`cases.read_cases`).
+      cache: folder of the embeddings, by model.
+      k: read only the first k chorus tokens. dim: compare only the first numbers of embeddings.
+      limit: rows of a data set, the first ones. workers: threads that decode pictures.
+      counting: as `commands.output.counting`.
+
+    Returns:
+      The scores, of process 0, and the conditions by name.
+
+    Raises:
+      ValueError, OSError: the data or the model cannot be used.
+    """
+    model.check_finding(k, dim)
+    cases = [read_cases(dataset, root, image_root, limit) for dataset in datasets]
+    keys = _keys(cases, root, workers)
+    work: dict[bytes, Work] = {}
+    for one, own in zip(cases, keys, strict=True):
+        for key, item, place in zip(own, one.items, one.places, strict=True):
+            work.setdefault(key, Work(item, f"{one.dataset.name}: {place}"))
+    k = k or model.config.num_chorus
+    width = model.config.text.hidden_size
+    store = EmbeddingCache(cache, f"{model.fingerprint}-k{k}-{model.config.dtype}", width)
+    found = sum(key in store for key in work)
+    share = distributed.share()
+    encode_missing(model, work, store, k=k, share=share, workers=workers, counting=counting)
+    about = {
+        "model": name,
+        "fingerprint": model.fingerprint,
+        "parameters": model.num_parameters,
+        "k": k,
+        "dim": dim or width,
+        "dtype": model.config.dtype,
+        "rows of a data set": limit or "all",
+        "items": len(work),
+        "embeddings found in the cache": found,
+        "embeddings made": len(work) - found,
+    }
+    scores: list[Score] = []
+
+    def finish() -> None:
+        store.refresh()
+        scores.extend(
+            _scored(one, own, store, dim, Path(out)) for one, own in zip(cases, keys, strict=True)
+        )
+        store.tidy()
+        write_json(Path(out) / "scores.json", to_json(scores, about))
+        write_leaderboard(Path(out), scores, _metadata(model, name, dim or width))
+
+    distributed.on_main(finish)
+    return scores, about
+
+
+def _keys(cases: Sequence[Cases], root: str | os.PathLike, workers: int) -> list[list[bytes]]:
+    contents = ContentKeys()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            return [contents.of(one.items, pool.map) for one in cases]
+        except OSError as error:
+            raise ValueError(
+                f"{error.filename}: {error.strerror}; pictures are looked for in {root} and its "
+                "folder images, or where --images says"
+            ) from error
+
+
+def _scored(
+    cases: Cases, keys: Sequence[bytes], store: EmbeddingCache, dim: int | None, out: Path
+) -> Score:
+    missing = sum(key not in store for key in keys)
+    if missing:
+        raise ValueError(
+            f"{missing} embeddings are not in {store.directory}: it must be one folder for all "
+            "processes"
+        )
+    ranked = rank(_shortened(store.get(keys), dim), cases.queries, cases.candidates, cases.places)
+    result = score(cases, ranked)
+    write_score(out, result, cases, ranked)
+    return result
+
+
+def _shortened(vectors: np.ndarray, dim: int | None) -> np.ndarray:
+    """The first `dim` numbers, normalised anew."""
+    if dim is None:
+        return vectors
+    part = vectors[:, :dim]
+    return part / np.maximum(np.linalg.norm(part, axis=-1, keepdims=True), 1e-12)
+
+
+def _metadata(model: Model, name: str, dim: int) -> dict[str, Any]:
+    """What the leaderboard wants to know of a model."""
+    return {
+        "model_name": name,
+        "model_backbone": model.config.vision.style,
+        "model_size": round(model.num_parameters / 1e9, 3),
+        "embedding_dimension": dim,
+        "max_length_tokens": model.config.text.max_positions,
+        "model_release_date": "",
+        "data_source": "Self-Reported",
+        "url": "",
+        "report_generated_date": datetime.datetime.now(datetime.UTC).isoformat(),
+    }

@@ -1,0 +1,120 @@
+"""What MMEB says of a model: a score for each data set, their means, and what to doubt."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from crem_jax.evaluate.mmeb.cases import Cases
+from crem_jax.evaluate.mmeb.datasets import DATASETS, TASKS, Dataset
+from crem_jax.evaluate.mmeb.scoring import Ranked, measures
+
+HEADLINE = "precision@1"
+MEANS = ("overall", *TASKS, "IND", "OOD")
+_DOUBT = 3.0  # standard errors above chance
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A data set's result.
+
+    Attributes:
+      measures: as `scoring.measures`. queries: ranked. rows: in the file. ties: queries whose
+        target ties with another candidate; each is a miss at that place.
+      chance: Precision@1 of random embeddings. left_out: reason -> what could not be used.
+    """
+
+    dataset: Dataset
+    measures: Mapping[str, float]
+    queries: int
+    rows: int
+    ties: int
+    chance: float
+    left_out: Mapping[str, int]
+
+    @property
+    def precision(self) -> float:
+        return self.measures[HEADLINE]
+
+    @property
+    def near_chance(self) -> bool:
+        """Within three standard errors of chance, or below."""
+        spread = math.sqrt(self.chance * (1 - self.chance) / self.queries)
+        return self.precision <= self.chance + _DOUBT * spread
+
+
+def score(cases: Cases, ranked: Ranked) -> Score:
+    return Score(
+        dataset=cases.dataset,
+        measures=measures(ranked.rank),
+        queries=len(ranked.rank),
+        rows=cases.rows,
+        ties=int(np.sum(ranked.ties > 0)),
+        chance=float(np.mean(1 / ranked.distinct)),
+        left_out=cases.left_out,
+    )
+
+
+def means(scores: Sequence[Score]) -> dict[str, float | None]:
+    """Mean Precision@1 over data sets: of all, by meta-task, in and out of distribution.
+
+    None where no data set of a kind is there.
+    """
+
+    def mean(wanted: Callable[[Dataset], bool]) -> float | None:
+        chosen = [score.precision for score in scores if wanted(score.dataset)]
+        return float(np.mean(chosen)) if chosen else None
+
+    return {
+        "overall": mean(lambda d: True),
+        **{task: mean(lambda d, task=task: d.task == task) for task in TASKS},
+        "IND": mean(lambda d: d.seen),
+        "OOD": mean(lambda d: not d.seen),
+    }
+
+
+def warnings(scores: Sequence[Score]) -> list[str]:
+    """What a reader of the scores has to know."""
+    out = []
+    if len(scores) < len(DATASETS):
+        out.append(
+            f"{len(scores)} of MMEB's {len(DATASETS)} data sets: these means are of those alone, "
+            "and not to be compared with means over all"
+        )
+    near = [f"{s.dataset.name} {s.precision:.3f} ({s.chance:.3f})" for s in scores if s.near_chance]
+    if near:
+        out.append(f"Precision@1 (chance) is near chance in {len(near)}: {', '.join(near)}")
+    tied = [f"{s.dataset.name} {s.ties} of {s.queries}" for s in scores if s.ties]
+    if tied:
+        out.append(f"targets tie with another candidate, which is a miss: {', '.join(tied)}")
+    for one in scores:
+        for reason, count in one.left_out.items():
+            out.append(f"{one.dataset.name}: left out {count}, {reason}")
+    return out
+
+
+def to_json(scores: Sequence[Score], about: Mapping[str, Any]) -> dict[str, Any]:
+    """One JSON object of everything."""
+    return {
+        **about,
+        "datasets_evaluated": len(scores),
+        "means": means(scores),
+        "datasets": {
+            one.dataset.name: {
+                "task": one.dataset.task,
+                "distribution": "IND" if one.dataset.seen else "OOD",
+                **one.measures,
+                "num_pred": one.queries,
+                "num_data": one.rows,
+                "ties": one.ties,
+                "chance": one.chance,
+                "left_out": dict(one.left_out),
+            }
+            for one in scores
+        },
+        "warnings": warnings(scores),
+    }
