@@ -56,7 +56,7 @@ def test_what_the_options_train():
     }
     assert len(trained(adapted)) == 2 * 7 + 1
     assert adapted.frozen_dtype == "bfloat16"
-    assert dict(adapted.loss.chunk_rows) == dict(label=24, text=16, small=24, medium=16, large=8)
+    assert dict(adapted.loss.chunk_rows) == dict(label=24, text=16, small=32, medium=8, large=8)
 
 
 def test_frozen_parameters_are_stored_small_and_have_no_moments():
