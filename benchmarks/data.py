@@ -44,8 +44,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from crem_jax.data.batch_spec import BatchSpec, BucketSpec
 from crem_jax.data.buckets import Size, best_widths, share_rows
-from crem_jax.data.image import fit_size
 from crem_jax.data.iterator import BatchIterator
+from crem_jax.data.patches import fit_size
 from crem_jax.data.pipeline import Stream
 from crem_jax.data.prompt import Prompter
 from crem_jax.data.records import Item, Record

@@ -11,15 +11,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     smart_resize,
 )
 
-from crem_jax.data.image import (
-    PictureError,
-    fill_grid,
-    fit_size,
-    open_picture,
-    patchify,
-    peek,
-    resize,
-)
+from crem_jax.data.image import PictureError, open_picture, peek
+from crem_jax.data.patches import fill_grid, fit_size, patchify, resize
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

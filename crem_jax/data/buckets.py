@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from crem_jax.data.image import fill_grid
+from crem_jax.data.patches import fill_grid
 
 STEP = 8
 """Widths are multiples of so many vision tokens (32 patches of Qwen2-VL)."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from crem_jax.data.image import fit_size
 from crem_jax.data.look import Limits, Look, Seen
+from crem_jax.data.patches import fit_size
 from crem_jax.data.sources.selected import where
 from crem_jax.data.workers import Lost, spread
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from crem_jax.data.image import MAX_ASPECT, MAX_PIXELS, PictureError, open_picture
+from crem_jax.data.image import MAX_PIXELS, PictureError, open_picture
+from crem_jax.data.patches import MAX_ASPECT
 from crem_jax.data.records import EmptySideError, Item, Picture, Record
 from crem_jax.data.sources.selected import problems
 

@@ -16,15 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from crem_jax.config import ModelConfig
-from crem_jax.data.image import (
-    fast_resizer,
-    fill_grid,
-    fit_size,
-    open_picture,
-    patchify,
-    peek,
-    resize,
-)
+from crem_jax.data.image import open_picture, peek
+from crem_jax.data.patches import fast_resizer, fill_grid, fit_size, patchify, resize
 from crem_jax.data.records import Item, Picture
 from crem_jax.data.rows import ContextRow, PromptError, TargetRow, text_positions
 

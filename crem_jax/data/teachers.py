@@ -15,7 +15,8 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from crem_jax.data.image import fit_size, open_picture
+from crem_jax.data.image import open_picture
+from crem_jax.data.patches import fit_size
 from crem_jax.data.records import Item, Picture
 
 LARGEST_WAIT = 60.0
