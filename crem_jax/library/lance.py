@@ -7,11 +7,8 @@ written already changes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -20,8 +17,8 @@ from typing import Any
 import lancedb
 import numpy as np
 import pyarrow as pa
-from lancedb.index import BTree
 
+from crem_jax.library import lance_tables as tables
 from crem_jax.library.ann import Neighbours
 from crem_jax.library.entry import About, Entry, Hit, LibraryError, check_unique
 
@@ -32,8 +29,6 @@ EXACT_UP_TO = 20_000
 _ABOUT = b"crem"
 _INDEXED = {ENTRIES: ("id", "key", "source"), MEMORIES: ("id",)}
 _FIELDS = ("id", "uri", "text", "metadata", "thumbnail", "width", "height", "source", "content")
-_IDS_AT_ONCE = 500
-_TRIES = 20
 
 
 def connect(uri: str | os.PathLike) -> Any:
@@ -52,10 +47,12 @@ def create(db: Any, about: About) -> None:
     Several processes may do so at once.
     """
     if not about.vectors:
-        _index(_made(db, ENTRIES, _schema(about)))
+        table = tables.open_or_create(db, ENTRIES, _schema(about))
+        tables.index_columns(table, _INDEXED[ENTRIES])
     columns = [("id", pa.string()), ("content", pa.string()), lancedb.blob("memory")]
     schema = pa.schema(columns, metadata={_ABOUT: about.to_json().encode()})
-    _index(_made(db, MEMORIES, schema))
+    table = tables.open_or_create(db, MEMORIES, schema)
+    tables.index_columns(table, _INDEXED[MEMORIES])
 
 
 def about(db: Any) -> About:
@@ -98,16 +95,16 @@ class LanceEntries:
             columns[self._about.column(k)] = pa.FixedSizeListArray.from_arrays(
                 values, self._about.dim
             )
-        _merge(self._table, pa.table(columns, schema=_schema(self._about)))
+        tables.merge(self._table, pa.table(columns, schema=_schema(self._about)))
 
     def delete(self, ids: Sequence[str]) -> None:
-        _delete(self._table, ids)
+        tables.delete(self._table, ids)
 
     def get(self, ids: Sequence[str]) -> list[Entry | None]:
         vectors = [self._about.column(k) for k in self._about.prefixes]
         found = {}
-        for rows in _by_id(self._latest(), ids, [*_FIELDS, *vectors]):
-            stacked = np.stack([_matrix(rows[name]) for name in vectors], axis=1)
+        for rows in tables.rows_by_id(self._latest(), ids, [*_FIELDS, *vectors]):
+            stacked = np.stack([tables.matrix(rows[name]) for name in vectors], axis=1)
             for row, own in zip(rows.select(_FIELDS).to_pylist(), stacked, strict=True):
                 found[row["id"]] = _entry(row, own)
         return [found.get(name) for name in ids]
@@ -116,9 +113,9 @@ class LanceEntries:
         self, columns: Sequence[str], where: str | None = None
     ) -> Iterator[Mapping[str, np.ndarray]]:
         query = self._latest().search().select(list(columns))
-        with _condition(where):
+        with tables.condition(where):
             for batch in (query.where(where) if where else query).to_batches():
-                yield {name: _numpy(batch.column(name)) for name in columns}
+                yield {name: tables.to_numpy(batch.column(name)) for name in columns}
 
     def search(
         self, vector: np.ndarray, k: int | None, top: int, where: str | None = None
@@ -138,14 +135,14 @@ class LanceEntries:
         return [Hit(found[key], score) for key, score in pairs if key in found]
 
     def count(self, where: str | None = None) -> int:
-        with _condition(where):
+        with tables.condition(where):
             return self._latest().count_rows(where)
 
     def stats(self) -> dict[str, Any]:
-        return {"entries": self.count(), **_sizes(self._latest())}
+        return {"entries": self.count(), **tables.sizes(self._latest())}
 
     def compact(self) -> None:
-        _optimize(self._latest(), timedelta(0))
+        tables.optimize(self._latest(), _INDEXED[ENTRIES], timedelta(0))
         for k in self._about.prefixes[:1]:
             if self.count() > self._exact_up_to:
                 self._near(self._about.column(k))
@@ -157,12 +154,12 @@ class LanceEntries:
 
     def tidy(self) -> None:
         """A light `compact` while others may be reading and writing."""
-        _optimize(self._latest(), timedelta(minutes=10))
+        tables.optimize(self._latest(), _INDEXED[ENTRIES], timedelta(minutes=10))
 
     def _exact(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
         query = self._table.search(np.asarray(vector, np.float32), vector_column_name=column)
         query = query.distance_type("dot").select([*_FIELDS, "_distance"]).limit(top)
-        with _condition(where):
+        with tables.condition(where):
             rows = (query.where(where) if where else query).to_arrow().to_pylist()
         return [Hit(_entry(row), 1.0 - row["_distance"]) for row in rows]
 
@@ -185,7 +182,7 @@ class LanceEntries:
         if near.version != self._table.version:
 
             def vectors(keys: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-                wheres = [None] if keys is None else _in_lists("key", keys.tolist())
+                wheres = [None] if keys is None else tables.in_lists("key", keys.tolist())
                 for where in wheres:
                     for batch in self.scan(["key", column], where):
                         yield batch["key"], batch[column]
@@ -209,15 +206,15 @@ class LanceMemories:
     def put(self, ids: Sequence[str], contents: Sequence[str], blobs: Sequence[bytes]) -> None:
         check_unique(list(ids))
         memory = pa.array(list(blobs), pa.large_binary())
-        _merge(self._table, pa.table({"id": ids, "content": contents, "memory": memory}))
+        tables.merge(self._table, pa.table({"id": ids, "content": contents, "memory": memory}))
 
     def delete(self, ids: Sequence[str]) -> None:
-        _delete(self._table, ids)
+        tables.delete(self._table, ids)
 
     def get(self, ids: Sequence[str]) -> list[bytes | None]:
         self._table.checkout_latest()
         found = {}
-        for where in _in_lists("id", ids):
+        for where in tables.in_lists("id", ids):
             rows = self._table.search().where(where).select(["id"]).with_row_id(True).to_arrow()
             if len(rows):
                 blobs = self._table.fetch_blobs("memory", rows["_rowid"].to_pylist())
@@ -231,16 +228,16 @@ class LanceMemories:
 
     def stats(self) -> dict[str, Any]:
         self._table.checkout_latest()
-        return {"memories": self._table.count_rows(), **_sizes(self._table)}
+        return {"memories": self._table.count_rows(), **tables.sizes(self._table)}
 
     def compact(self) -> None:
         self._table.checkout_latest()
-        _optimize(self._table, timedelta(0))
+        tables.optimize(self._table, _INDEXED[MEMORIES], timedelta(0))
 
     def tidy(self) -> None:
         """A light `compact` while others may be reading and writing."""
         self._table.checkout_latest()
-        _optimize(self._table, timedelta(minutes=10))
+        tables.optimize(self._table, _INDEXED[MEMORIES], timedelta(minutes=10))
 
 
 def _schema(about: About) -> pa.Schema:
@@ -263,114 +260,7 @@ def _schema(about: About) -> pa.Schema:
     )
 
 
-def _made(db: Any, name: str, schema: pa.Schema) -> Any:
-    """The table, made unless it is there."""
-    # `exist_ok` compares schemas, and a stored one has JSON and blobs in other words.
-    with contextlib.suppress(ValueError, OSError):
-        return db.open_table(name)
-    try:
-        return db.create_table(name, schema=schema)
-    except (ValueError, OSError, RuntimeError):  # another process was first
-        return db.open_table(name)
-
-
-def _index(table: Any) -> None:
-    """Indexes the columns that rows are looked up by, unless they are."""
-    known = {column for index in table.list_indices() for column in index.columns}
-    for column in _INDEXED[table.name]:
-        if column not in known:
-            _retrying(table, lambda column=column: table.create_index(column, config=BTree()))
-
-
-def _merge(table: Any, rows: pa.Table) -> None:
-    def write() -> None:
-        merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-        merge.execute(rows)
-
-    _retrying(table, write)
-
-
-def _delete(table: Any, ids: Sequence[str]) -> None:
-    for where in _in_lists("id", ids):
-        _retrying(table, lambda where=where: table.delete(where))
-
-
-def _retrying(table: Any, write) -> None:
-    """Writes again when another process has committed first."""
-    for attempt in range(_TRIES):
-        try:
-            return write()
-        except (OSError, RuntimeError, ValueError) as error:
-            conflict = "conflict" in str(error).lower() or "contention" in str(error).lower()
-            if not conflict or attempt == _TRIES - 1:
-                raise
-            time.sleep(0.05 * (1 + attempt) * (1 + np.random.default_rng().random()))
-            table.checkout_latest()
-
-
-def _optimize(table: Any, keep: timedelta) -> None:
-    _index(table)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            table.optimize(cleanup_older_than=keep)
-    except (OSError, RuntimeError) as error:  # someone else is writing: nothing is lost by waiting
-        if "conflict" not in str(error).lower():
-            raise
-
-
-def _by_id(table: Any, ids: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:
-    for where in _in_lists("id", ids):
-        yield table.search().where(where).select(list(columns)).to_arrow()
-
-
-def _in_lists(column: str, values: Sequence[Any]) -> list[str]:
-    """SQL conditions that together name all values, a limited number in each."""
-    quoted = [
-        "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
-        for value in values
-    ]
-    spans = range(0, len(quoted), _IDS_AT_ONCE)
-    return [f"{column} IN ({', '.join(quoted[i : i + _IDS_AT_ONCE])})" for i in spans]
-
-
-@contextlib.contextmanager
-def _condition(where: str | None) -> Iterator[None]:
-    """Names a condition that the database cannot read."""
-    try:
-        yield
-    except (ValueError, RuntimeError, OSError) as error:
-        if where is None or isinstance(error, LibraryError):
-            raise
-        reason = str(error).split("\n")[0].split(", rust/")[0][:300]
-        raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
-
-
 def _entry(row: Mapping[str, Any], vectors: np.ndarray | None = None) -> Entry:
     fields = {name: row[name] for name in _FIELDS}
     fields["metadata"] = json.loads(fields["metadata"] or "{}")
     return Entry(vectors=np.zeros((0, 0), np.float16) if vectors is None else vectors, **fields)
-
-
-def _matrix(column: Any) -> np.ndarray:
-    """A fixed-size-list column as [n, D]."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    width = column.type.list_size
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(-1, width)
-
-
-def _numpy(column: pa.Array) -> np.ndarray:
-    if pa.types.is_fixed_size_list(column.type):
-        return _matrix(column)
-    return column.to_numpy(zero_copy_only=False)
-
-
-def _sizes(table: Any) -> dict[str, Any]:
-    if "://" in table.uri:
-        size = int(table.stats()["total_bytes"])  # without blobs
-    else:
-        files = (path.stat() for path in Path(table.uri).rglob("*") if path.is_file())
-        size = sum(file.st_size for file in files)
-    return {"bytes": size, "version": int(table.version)}

@@ -1,0 +1,134 @@
+"""Tables of LanceDB: written by id and retried, read by id, compacted, their columns as arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from lancedb.index import BTree
+
+from crem_jax.library.entry import LibraryError
+
+_IDS_AT_ONCE = 500
+_TRIES = 20
+
+
+def open_or_create(db: Any, name: str, schema: pa.Schema) -> Any:
+    """The table, made unless it is there."""
+    # `exist_ok` compares schemas, and a stored one has JSON and blobs in other words.
+    with contextlib.suppress(ValueError, OSError):
+        return db.open_table(name)
+    try:
+        return db.create_table(name, schema=schema)
+    except (ValueError, OSError, RuntimeError):  # another process was first
+        return db.open_table(name)
+
+
+def index_columns(table: Any, columns: Sequence[str]) -> None:
+    """Indexes columns that rows are looked up by, unless they are."""
+    known = {column for index in table.list_indices() for column in index.columns}
+    for column in columns:
+        if column not in known:
+            _retrying(table, lambda column=column: table.create_index(column, config=BTree()))
+
+
+def merge(table: Any, rows: pa.Table) -> None:
+    """Writes rows; those of known ids are replaced."""
+
+    def write() -> None:
+        merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        merge.execute(rows)
+
+    _retrying(table, write)
+
+
+def delete(table: Any, ids: Sequence[str]) -> None:
+    """Removes rows; unknown ids are no error."""
+    for where in in_lists("id", ids):
+        _retrying(table, lambda where=where: table.delete(where))
+
+
+def _retrying(table: Any, write: Callable[[], Any]) -> None:
+    """Writes again when another process has committed first."""
+    for attempt in range(_TRIES):
+        try:
+            return write()
+        except (OSError, RuntimeError, ValueError) as error:
+            conflict = "conflict" in str(error).lower() or "contention" in str(error).lower()
+            if not conflict or attempt == _TRIES - 1:
+                raise
+            time.sleep(0.05 * (1 + attempt) * (1 + np.random.default_rng().random()))
+            table.checkout_latest()
+
+
+def optimize(table: Any, columns: Sequence[str], keep: timedelta) -> None:
+    """Indexes `columns`, merges small files, and drops versions older than `keep`."""
+    index_columns(table, columns)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table.optimize(cleanup_older_than=keep)
+    except (OSError, RuntimeError) as error:  # someone else is writing: nothing is lost by waiting
+        if "conflict" not in str(error).lower():
+            raise
+
+
+def rows_by_id(table: Any, ids: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of known ids, in any order."""
+    for where in in_lists("id", ids):
+        yield table.search().where(where).select(list(columns)).to_arrow()
+
+
+def in_lists(column: str, values: Sequence[Any]) -> list[str]:
+    """SQL conditions that together name all values, a limited number in each."""
+    quoted = [
+        "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+        for value in values
+    ]
+    spans = range(0, len(quoted), _IDS_AT_ONCE)
+    return [f"{column} IN ({', '.join(quoted[i : i + _IDS_AT_ONCE])})" for i in spans]
+
+
+@contextlib.contextmanager
+def condition(where: str | None) -> Iterator[None]:
+    """Names a condition that the database cannot read."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        if where is None or isinstance(error, LibraryError):
+            raise
+        reason = str(error).split("\n")[0].split(", rust/")[0][:300]
+        raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
+
+
+def matrix(column: Any) -> np.ndarray:
+    """A fixed-size-list column as [n, D]."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    width = column.type.list_size
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, width)
+
+
+def to_numpy(column: pa.Array) -> np.ndarray:
+    """A column as an array, [n] or [n, D]."""
+    if pa.types.is_fixed_size_list(column.type):
+        return matrix(column)
+    return column.to_numpy(zero_copy_only=False)
+
+
+def sizes(table: Any) -> dict[str, Any]:
+    """What `stats` says of a table: its bytes and its version."""
+    if "://" in table.uri:
+        size = int(table.stats()["total_bytes"])  # without blobs
+    else:
+        files = (path.stat() for path in Path(table.uri).rglob("*") if path.is_file())
+        size = sum(file.st_size for file in files)
+    return {"bytes": size, "version": int(table.version)}
