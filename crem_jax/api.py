@@ -136,9 +136,30 @@ class Model:
         for chosen, context in context_batches(rows, self.config, self.unit):
             with self._placed(context) as context:
                 memory = _memory(self.config, self.params, context, self.config.num_chorus)
-            parts.append(_take(jax.tree.map(to_host, memory), np.arange(len(chosen))))
+            parts.append(jax.tree.map(to_host, memory).take(range(len(chosen))))
             order += chosen
-        return _take(_joined(parts), np.argsort(order))
+        return _joined(parts).take(np.argsort(order))
+
+    def remember(
+        self, rows: Sequence[ContextRow], kept: Sequence[int | None]
+    ) -> Iterator[tuple[list[int], list[Memory]]]:
+        """Memories on the device, batch by batch, for `ask`; what `compress` gathers on the host.
+
+        Args:
+          rows: from `prepare`.
+          kept: what each memory keeps: None everything, for native answers; k the first k chorus
+            tokens.
+
+        Yields:
+          The numbers of the rows that the memories begin with, and a memory for each of `kept`.
+        """
+        for chosen, context in context_batches(rows, self.config, self.unit):
+            with self._placed(context) as context:
+                if len(kept) == 1:
+                    yield chosen, [_memory(self.config, self.params, context, kept[0])]
+                    continue
+                whole = _memory(self.config, self.params, context, None)
+            yield chosen, [whole if k is None else whole.chorus_only(k) for k in kept]
 
     def ask(
         self,
@@ -149,11 +170,11 @@ class Model:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[str]:
-        """Answers from compressed memories, with no picture and no vision tower.
+        """Answers from memories, with no picture and no vision tower.
 
         Args:
-          memory: of N rows, from `compress` or a library; `memory.chorus_only(k)` answers from its
-            first k chorus tokens. questions: one for each row.
+          memory: of N rows, from `compress`, `remember` or a library; `memory.chorus_only(k)`
+            answers from its first k chorus tokens. questions: one for each row.
           temperature, top_p, seed: as for `generate`.
 
         Raises:
@@ -171,7 +192,7 @@ class Model:
             some = asked[first : first + MAX_ROWS]
             size = 1 << (len(some) - 1).bit_length()
             rows = first + np.minimum(np.arange(size), len(some) - 1)
-            part = _take(memory, rows)
+            part = memory.take(rows)
             longest = int(part.next_position.max()) + max(map(len, some))
             if longest > self.config.text.max_positions:
                 raise PromptError(
@@ -206,7 +227,7 @@ class Model:
         Raises:
           ValueError: as `encode`, or an empty question.
         """
-        self._check_generation(compressed, k)
+        self.check_telling(compressed, k)
         asked = [self._ask(item) for item in _as_list(items)]
         contexts, questions = [row for row, _ in asked], [question for _, question in asked]
         answers = [""] * len(contexts)
@@ -233,7 +254,7 @@ class Model:
         seed: int = 0,
     ) -> Iterator[str]:
         """One answer, piece by piece; the arguments of `generate`."""
-        self._check_generation(compressed, k)
+        self.check_telling(compressed, k)
         row, question = self._ask(item)
         sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
         ((_, context),) = context_batches([row], self.config)
@@ -300,7 +321,8 @@ class Model:
         if k is not None and not 1 <= k <= self.config.num_chorus:
             raise ValueError(f"k = {k} is not in 1..{self.config.num_chorus} (chorus tokens)")
 
-    def _check_generation(self, compressed: bool, k: int | None) -> None:
+    def check_telling(self, compressed: bool = False, k: int | None = None) -> None:
+        """Raises ValueError where `generate` would, whatever the items."""
         if k is not None and not compressed:
             raise ValueError(f"k = {k} needs compressed=True: native answers see everything")
         if compressed and not self.config.num_chorus:
@@ -379,16 +401,6 @@ def _joined(parts: Sequence[Memory]) -> Memory:
         region=join([part.region for part in parts]),
         next_position=join([part.next_position for part in parts]),
         chorus=join([part.chorus for part in parts]),
-    )
-
-
-def _take(memory: Memory, rows: np.ndarray) -> Memory:
-    """Rows of a memory, chosen by number."""
-    return Memory(
-        kv=jax.tree.map(lambda x: x[:, rows], memory.kv),
-        region=memory.region[rows],
-        next_position=memory.next_position[rows],
-        chorus=memory.chorus[rows],
     )
 
 

@@ -19,6 +19,7 @@ VERBS = {
     "plan": ("plan", "what a training step needs of a TPU pod, before it is rented"),
     "eval": ("evaluate", "measure how well a model finds and tells"),
     "eval mmeb": ("evaluate_mmeb", "measure how well a model finds, on MMEB"),
+    "eval comprehension": ("evaluate_comprehension", "measure what a model understands"),
     "find": ("find", "rank a folder or a library by words, by a picture, or both"),
     "tell": ("tell", "ask about a picture, or about an entry of a library"),
     "index": ("index", "put pictures and texts into a library"),
@@ -31,7 +32,7 @@ VERBS = {
 }
 """verb: (module of crem_jax.commands, what it does)."""
 
-RESUMED = ("train", "index", "eval mmeb")
+RESUMED = ("train", "index", "eval mmeb", "eval comprehension")
 """Verbs that go on where they were interrupted."""
 
 USAGE = 2

@@ -22,7 +22,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-_COMPILE_MS = 60 * 60 * 1000  # how long processes wait for the slowest compiler
 _meetings = itertools.count()
 _USAGE = 2
 _ADDRESS = re.compile(r"(?P<address>\S+:\d+),(?P<count>\d+),(?P<index>\d+)")
@@ -113,10 +112,15 @@ def compile_everywhere(jitted: Any, *args: Any) -> jax.stages.Compiled:
     a while: those of CPUs (gloo) for half a minute.
     """
     compiled = jitted.lower(*args).compile()
-    if jax.process_count() > 1:
-        meet = multihost.get_barrier_sync_fn()
-        meet(key=f"crem_jax_compiled_{next(_meetings)}", timeout_ms=_COMPILE_MS)
+    meet(hours=1)
     return compiled
+
+
+def meet(hours: int) -> None:
+    """Waits so long at most until every process is here, which a collective would not."""
+    if jax.process_count() > 1:
+        wait = multihost.get_barrier_sync_fn()
+        wait(key=f"crem_jax_meeting_{next(_meetings)}", timeout_ms=hours * 3_600_000)
 
 
 def on_main(action: Callable[[], None]) -> None:

@@ -13,8 +13,11 @@ Shape letters, used in every docstring and einsum:
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 PAD, CONTEXT, CHORUS, TARGET = -1, 0, 1, 2
@@ -120,6 +123,16 @@ class Memory:
             region=self.region[:, kept],
             next_position=self.next_position - self.num_chorus + k,
             chorus=self.chorus[:, :k],
+        )
+
+    def take(self, rows: Any) -> Memory:
+        """Rows of the memory, chosen by number."""
+        rows = np.asarray(rows)
+        return Memory(
+            kv=jax.tree.map(lambda x: x[:, rows], self.kv),
+            region=self.region[rows],
+            next_position=self.next_position[rows],
+            chorus=self.chorus[rows],
         )
 
 

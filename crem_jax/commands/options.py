@@ -41,13 +41,18 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
-    """--distributed, --dtype and --workers of the verbs that encode much."""
+    """--distributed, and `add_precision`, of the verbs that encode much."""
     parser.add_argument(
         "--distributed",
         default="off",
         metavar="off|auto|HOST:PORT,N,I",
         help="processes that share the work, as for `crem train` (default: off)",
     )
+    add_precision(parser)
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """--dtype and --workers."""
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the arithmetic")
     parser.add_argument("--workers", type=positive, metavar="N", help="decoding threads")
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from crem_jax.data.picture_files import file_bytes
 from crem_jax.data.sources.emoji import EmojiPictures
@@ -44,13 +46,16 @@ def write(
 ) -> Path:
     """Writes data sets of so many queries with so many candidates each, and returns the folder.
 
+    Data sets of one family (ImageNet-1K, ImageNet-A) choose from the same pictures, as MMEB's do.
+
     Args:
-      size: pixels of a picture's side.
+      size: pixels of the side of a third of the pictures; others are half as wide again, or twice.
     """
     out, pictures = Path(out), EmojiPictures("train", size)
     for number, dataset in enumerate(datasets):
-        rng = np.random.default_rng([len(pictures), number])
-        pool = rng.choice(len(pictures), 2 * candidates, replace=False)
+        family, rng = re.split("[-_]", dataset.name)[0], np.random.default_rng(number)
+        own = np.random.default_rng([*family.encode()])
+        pool = own.choice(len(pictures), 2 * candidates, replace=False)
         rows = []
         for _ in range(queries):
             chosen = rng.choice(pool, candidates, replace=False)
@@ -98,7 +103,9 @@ def _file(out: Path, pictures: EmojiPictures, index: int) -> str:
     path = out / "images" / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(file_bytes(pictures.draw(index)))
+        image = Image.fromarray(pictures.draw(index))
+        side = image.width * (2 + index % 3) // 2
+        path.write_bytes(file_bytes(image.resize((side, side))))
     return name
 
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crem_jax.evaluate.files import DIGEST, file_digest
+
 if TYPE_CHECKING:
     from crem_jax.data.records import Item
 
 _SUFFIX = ".arrow"
-_DIGEST = 16  # bytes
 _FORMAT = 1  # of what is encoded for a key: higher when a prompt or a picture is read differently
 
 
@@ -121,18 +122,13 @@ class ContentKeys:
         """
         paths = [path for item in items for path in item.images if path not in self._files]
         paths = list(dict.fromkeys(paths))
-        self._files |= zip(paths, each(_file_digest, paths), strict=True)
+        self._files |= zip(paths, each(file_digest, paths), strict=True)
         return [self._key(item) for item in items]
 
     def _key(self, item: Item) -> bytes:
         text = item.text.encode()
         parts = (len(text).to_bytes(8, "little"), text, *(self._files[p] for p in item.images))
-        return hashlib.blake2b(b"".join(parts), digest_size=_DIGEST).digest()
-
-
-def _file_digest(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST)).digest()
+        return hashlib.blake2b(b"".join(parts), digest_size=DIGEST).digest()
 
 
 def _write(path: Path, keys: Sequence[bytes], vectors: np.ndarray) -> None:
@@ -140,7 +136,7 @@ def _write(path: Path, keys: Sequence[bytes], vectors: np.ndarray) -> None:
 
     values = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
     columns = {
-        "key": pa.array(keys, pa.binary(_DIGEST)),
+        "key": pa.array(keys, pa.binary(DIGEST)),
         "vector": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
     }
     table = pa.table(columns)

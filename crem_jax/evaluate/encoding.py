@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crem_jax.data.shapes import Shape, fill_batch, plan_batches, shape_of
+from crem_jax.evaluate.progress import Counting, quiet
 
 if TYPE_CHECKING:
     from crem_jax.api import Model
@@ -35,14 +36,14 @@ def encode_missing(
     k: int | None = None,
     share: tuple[int, int] = (0, 1),
     workers: int = 2,
-    counting: Callable | None = None,
+    counting: Counting = quiet,
 ) -> int:
     """Encodes what the cache has not; each batch is safe in it before the next one begins.
 
     Args:
       work: by content key. k: read only the first k chorus tokens; None is all.
       share: (i, n): this process does part i of n.
-      workers: threads that decode pictures. counting: as `commands.output.counting`.
+      workers: threads that decode pictures.
 
     Returns:
       How many items this process has encoded.
@@ -53,7 +54,7 @@ def encode_missing(
     """
     mine, of = share
     keys = [key for key in work if key not in cache and int.from_bytes(key[:8]) % of == mine]
-    with ThreadPoolExecutor(workers) as pool, _counted(counting, len(keys)) as progress:
+    with ThreadPoolExecutor(workers) as pool, counting(len(keys), "encoding") as progress:
         shapes = _shapes(pool, model, [work[key] for key in keys])
         batches = plan_batches(shapes, model.unit)
         for chosen, size, rows in _prepared(pool, model, [work[key] for key in keys], batches):
@@ -117,11 +118,3 @@ def _embed(model: Model, rows: Sequence[ContextRow], size: int, k: int | None) -
     from crem_jax.api import pool
 
     return pool(model.states_of(fill_batch(rows, size, model.config))[: len(rows)], k)
-
-
-def _counted(counting: Callable | None, total: int):
-    import contextlib
-
-    if counting is None:
-        return contextlib.nullcontext(lambda count: None)
-    return counting(total, "encoding")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,12 @@ from crem_jax.evaluate.mmeb.datasets import Dataset
 from crem_jax.evaluate.mmeb.layouts import write_leaderboard, write_score
 from crem_jax.evaluate.mmeb.scoring import rank
 from crem_jax.evaluate.mmeb.summary import Score, score, to_json
+from crem_jax.evaluate.progress import Counting, quiet
 
 if TYPE_CHECKING:
     from crem_jax.api import Model
+
+_PATIENCE = 72  # hours that processes wait for the slowest one
 
 
 def evaluate(
@@ -38,7 +41,7 @@ def evaluate(
     dim: int | None = None,
     limit: int | None = None,
     workers: int = 2,
-    counting: Callable | None = None,
+    counting: Counting = quiet,
 ) -> tuple[list[Score], dict[str, Any]]:
     """Measures a model, and writes scores.json, leaderboard.json and the files of both layouts.
 
@@ -49,7 +52,6 @@ def evaluate(
       cache: folder of the embeddings, by model.
       k: read only the first k chorus tokens. dim: compare only the first numbers of embeddings.
       limit: rows of a data set, the first ones. workers: threads that decode pictures.
-      counting: as `commands.output.counting`.
 
     Returns:
       The scores, of process 0, and the conditions by name.
@@ -84,16 +86,15 @@ def evaluate(
     }
     scores: list[Score] = []
 
-    def finish() -> None:
+    distributed.meet(hours=_PATIENCE)
+    if distributed.is_main():
         store.refresh()
-        scores.extend(
-            _scored(one, own, store, dim, Path(out)) for one, own in zip(cases, keys, strict=True)
-        )
+        for one, own in zip(cases, keys, strict=True):
+            scores.append(_scored(one, own, store, dim, Path(out)))
         store.tidy()
         write_json(Path(out) / "scores.json", to_json(scores, about))
         write_leaderboard(Path(out), scores, _metadata(model, name, dim or width))
-
-    distributed.on_main(finish)
+    distributed.meet(hours=_PATIENCE)
     return scores, about
 
 

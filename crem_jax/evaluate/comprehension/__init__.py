@@ -1,0 +1,1 @@
+"""Comprehension benchmarks in VLMEvalKit's form: TSV files of questions about pictures."""

@@ -1,0 +1,140 @@
+"""Asks a model all questions of a table, natively and from the chorus alone, each picture once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crem_jax.data.records import Item
+from crem_jax.data.shapes import MAX_ROWS
+from crem_jax.evaluate.comprehension.benchmarks import prompt
+from crem_jax.evaluate.comprehension.tables import Question
+
+if TYPE_CHECKING:
+    from crem_jax.api import Model
+    from crem_jax.data.rows import ContextRow
+
+NATIVE, COMPRESSED = MODES = ("native", "compressed")
+_AT_ONCE = 128  # sets of pictures whose patches are held in memory
+
+
+class Answers:
+    """Answers in a file of JSON lines, {"index", mode: answer, …}, safe as soon as they are added.
+
+    Args:
+      path: read where it is there; a last line that a killed run has cut off is dropped.
+      conditions: of the run, kept beside the answers.
+
+    Raises:
+      ValueError: the file holds answers of other conditions, or is damaged.
+    """
+
+    def __init__(self, path: Path, conditions: Mapping[str, Any]):
+        self.path, self.found = path, {}
+        first = {"conditions": dict(conditions)}
+        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        whole = lines[:-1]
+        try:
+            read = [json.loads(line) for line in whole]
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; delete it") from error
+        if read and read[0] != first:
+            raise ValueError(
+                f"{path} has answers of other conditions, {read[0].get('conditions')}; expected "
+                f"{first['conditions']}: give another --out, or delete it"
+            )
+        self.found = {line["index"]: line for line in read[1:]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            os.truncate(path, sum(len(line) + 1 for line in whole))
+        if not read:
+            self._write([first])
+
+    def __contains__(self, index: str) -> bool:
+        return index in self.found
+
+    def of(self, mode: str) -> dict[str, str]:
+        """Answers of one mode, by index."""
+        return {index: line[mode] for index, line in self.found.items()}
+
+    def add(self, lines: Sequence[dict[str, str]]) -> None:
+        self._write(lines)
+        self.found |= {line["index"]: line for line in lines}
+
+    def _write(self, values: Sequence[dict[str, Any]]) -> None:
+        text = "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values)
+        with open(self.path, "ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def answer_all(
+    model: Model,
+    questions: Sequence[Question],
+    kind: str,
+    answers: Answers,
+    *,
+    modes: Sequence[str] = MODES,
+    k: int | None = None,
+    max_new_tokens: int = 128,
+    workers: int = 2,
+    progress: Callable[[int], None] = lambda count: None,
+) -> int:
+    """Asks greedily what has no answer yet; returns how many questions that were.
+
+    Args:
+      kind: of the benchmark. modes: among MODES. k: chorus tokens of compressed answers.
+      workers: threads that decode pictures. progress: told how many questions more are answered.
+
+    Raises:
+      ValueError: a picture or a question cannot be used; the message names its index.
+    """
+    missing = [question for question in questions if question.index not in answers]
+    groups: dict[tuple[str, ...], list[Question]] = {}
+    for question in missing:
+        groups.setdefault(question.pictures, []).append(question)
+    kept = [None if mode == NATIVE else k or model.config.num_chorus for mode in modes]
+    members = list(groups.values())
+    for first in range(0, len(members), _AT_ONCE):
+        some = members[first : first + _AT_ONCE]
+        with ThreadPoolExecutor(workers) as pool:
+            contexts = list(pool.map(lambda group: _prepared(model, group[0]), some))
+        for chosen, memories in model.remember(contexts, kept):
+            asked = [(row, q) for row, number in enumerate(chosen) for q in some[number]]
+            for batch in _batches(asked, kind):
+                rows = [row for row, _ in batch]
+                texts = [prompt(question, kind) for _, question in batch]
+                said = [
+                    model.ask(memory.take(rows), texts, max_new_tokens=max_new_tokens)
+                    for memory in memories
+                ]
+                answers.add(
+                    [
+                        {"index": question.index, **dict(zip(modes, own, strict=True))}
+                        for (_, question), *own in zip(batch, *said, strict=True)
+                    ]
+                )
+                progress(len(batch))
+    return len(missing)
+
+
+def _prepared(model: Model, question: Question) -> ContextRow:
+    try:
+        pictures = question.images()
+        return model.prompter.context(Item(images=pictures) if pictures else None)
+    except ValueError as error:
+        raise ValueError(f"index {question.index}: {error}") from error
+
+
+def _batches(
+    asked: Sequence[tuple[int, Question]], kind: str
+) -> Iterator[list[tuple[int, Question]]]:
+    """Questions of like length together."""
+    ordered = sorted(asked, key=lambda pair: len(prompt(pair[1], kind)))
+    for first in range(0, len(ordered), MAX_ROWS):
+        yield ordered[first : first + MAX_ROWS]

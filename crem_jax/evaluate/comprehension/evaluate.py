@@ -1,0 +1,94 @@
+"""Comprehension from tables to scores and predictions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crem_jax.data.records import RecordError
+from crem_jax.evaluate.comprehension.answering import COMPRESSED, Answers, answer_all
+from crem_jax.evaluate.comprehension.benchmarks import JUDGED, kind_of, score
+from crem_jax.evaluate.comprehension.exports import write_predictions
+from crem_jax.evaluate.comprehension.tables import read_table
+from crem_jax.evaluate.files import file_digest, write_json
+from crem_jax.evaluate.progress import Counting, quiet
+
+if TYPE_CHECKING:
+    from crem_jax.api import Model
+
+
+def evaluate(
+    model: Model,
+    name: str,
+    tables: Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    modes: Sequence[str],
+    k: int | None = None,
+    max_new_tokens: int = 128,
+    limit: int | None = None,
+    excel: bool = False,
+    workers: int = 2,
+    counting: Counting = quiet,
+) -> dict[str, Any]:
+    """Asks and scores; everything is written below `out`, and interrupted runs go on there.
+
+    Args:
+      name: of the model, in file names. tables: TSV files named after their benchmarks.
+      modes: among "native" and "compressed". k: chorus tokens of compressed answers.
+      limit: rows of a table, the first ones. excel: write predictions as xlsx too.
+      workers: threads that decode pictures.
+
+    Returns:
+      What is written to scores.json: conditions, and by benchmark its kind, its number of questions
+      and its scores by mode, None where only a judge model could score.
+
+    Raises:
+      ValueError, OSError: a table cannot be used, or the model cannot answer so.
+    """
+    out = Path(out)
+    for mode in modes:
+        model.check_telling(mode == COMPRESSED, k if mode == COMPRESSED else None)
+    k = k or model.config.num_chorus
+    conditions = {
+        "fingerprint": model.fingerprint,
+        "dtype": model.config.dtype,
+        "modes": list(modes),
+        "k": k if COMPRESSED in modes else None,
+        "max_new_tokens": max_new_tokens,
+    }
+    read = {Path(table).stem: read_table(table, limit) for table in tables}
+    digests = {Path(table).stem: file_digest(table).hex() for table in tables}
+    if len(read) < len(tables):
+        raise RecordError("two tables have the same name; a table is called like its benchmark")
+    found: dict[str, Any] = {}
+    for benchmark, questions in read.items():
+        kind = kind_of(benchmark, questions)
+        answers = Answers(
+            out / benchmark / "answers.jsonl", {**conditions, "table": digests[benchmark]}
+        )
+        with counting(len(questions), benchmark) as progress:
+            progress(sum(question.index in answers for question in questions))
+            answer_all(
+                model,
+                questions,
+                kind,
+                answers,
+                modes=modes,
+                k=k,
+                max_new_tokens=max_new_tokens,
+                workers=workers,
+                progress=progress,
+            )
+        scores = {}
+        for mode in modes:
+            own = answers.of(mode)
+            stem = out / benchmark / f"{name}-{mode}_{benchmark}"
+            write_predictions(stem, questions, own, excel)
+            scores[mode] = None if kind == JUDGED else score(benchmark, questions, kind, own)
+        found[benchmark] = {"kind": kind, "questions": len(questions), "scores": scores}
+    result = {"model": name, **conditions, "benchmarks": found}
+    write_json(out / "scores.json", result)
+    return result

@@ -1,0 +1,65 @@
+"""Answers in the files that VLMEvalKit scores: its table without pictures, with a prediction."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from crem_jax.evaluate.comprehension.tables import Question
+from crem_jax.evaluate.files import write_bytes, write_text
+
+_NOT_IN_EXCEL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_CELL = 32_767  # characters that Excel keeps
+
+
+def write_predictions(
+    stem: Path, questions: Sequence[Question], answers: Mapping[str, str], excel: bool = False
+) -> list[Path]:
+    """Writes STEM.tsv and STEM.jsonl, with `excel` STEM.xlsx too, and returns their paths.
+
+    Args:
+      answers: by index.
+
+    Raises:
+      ValueError: `excel`, and openpyxl is not installed.
+    """
+    columns = list(questions[0].columns)
+    rows = [{**q.columns, "prediction": answers[q.index]} for q in questions]
+    names = [*columns, "prediction"]
+    files = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".tsv", ".jsonl", ".xlsx")]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, names, delimiter="\t", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(files[0], table.getvalue())
+    lines = (f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+    write_text(files[1], "".join(lines))
+    if not excel:
+        return files[:2]
+    write_bytes(files[2], _workbook(names, rows))
+    return files
+
+
+def _workbook(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
+    try:
+        from openpyxl import Workbook
+    except ModuleNotFoundError as error:
+        raise ValueError("--xlsx needs openpyxl: pip install 'crem_jax[xlsx]'") from error
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet()
+    sheet.append(list(names))
+    for row in rows:
+        sheet.append([_cell(name, row[name]) for name in names])
+    out = io.BytesIO()
+    book.save(out)
+    return out.getvalue()
+
+
+def _cell(name: str, value: str) -> str | int | None:
+    if name == "index" and value.isdecimal():
+        return int(value)
+    return _NOT_IN_EXCEL.sub("", value)[:_CELL] or None

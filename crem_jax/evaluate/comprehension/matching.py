@@ -1,0 +1,75 @@
+"""What an answer says, by the rules of VLMEvalKit's exact matching: no judge model is asked.
+
+The rules are kept as published, so that scores can be compared, also where one would write them
+otherwise: full-width punctuation is not taken off a letter, and "answer is cat" names option C.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+NONE = "Z"
+"""A refusal: no option is meant."""
+
+YES, NO, UNKNOWN = "Yes", "No", "Unknown"
+
+_MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_SAYS = re.compile(r"answer\s+is\s+\**([ABCD])", re.IGNORECASE)
+_FAILED = "Failed to obtain answer via API"
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_LAST = 4  # tokens among which the letter stands
+_YES_NO_MARKS = ';/[]"{}()=+\\_-><@`,?!'
+
+
+def option_of(answer: str, options: Mapping[str, str]) -> str | None:
+    """The letter of the option that an answer means; NONE for a refusal, None if it is not clear.
+
+    Args:
+      options: letter -> text.
+    """
+    return _by_letter(answer, options) or _by_text(answer, options)
+
+
+def yes_or_no(answer: str) -> str:
+    """YES or NO if one of these words is in the answer and the other is not, else UNKNOWN."""
+    words = _without_punctuation(answer.lower()).split()
+    said = ("yes" in words, "no" in words)
+    return {(True, False): YES, (False, True): NO}.get(said, UNKNOWN)
+
+
+def _by_letter(answer: str, options: Mapping[str, str]) -> str | None:
+    if _FAILED in answer:
+        return None
+    if any(refusal in answer for refusal in _REFUSALS):
+        return NONE
+    tokens = answer.translate(_MARKS).split()
+    named = [letter for letter in options if letter in tokens]
+    if len(named) == 1 and tokens.index(named[0]) >= len(tokens) - _LAST:
+        return named[0]
+    if not named and NONE in tokens:
+        return NONE
+    said = _SAYS.search(answer)
+    return said[1].upper() if said and said[1].upper() in options else None
+
+
+def _by_text(answer: str, options: Mapping[str, str]) -> str | None:
+    if len(answer) > 2 * sum(map(len, options.values())):
+        return None
+    named = [letter for letter, text in options.items() if text.lower() in answer.lower()]
+    return named[0] if len(named) == 1 else None
+
+
+def _without_punctuation(text: str) -> str:
+    """A mark beside a space goes; any other becomes a space. Between digits, commas make all go."""
+    digits = re.search(r"\d,\d", text) is not None
+    out = text
+    for mark in _YES_NO_MARKS:
+        gone = digits or f"{mark} " in text or f" {mark}" in text
+        out = out.replace(mark, "" if gone else " ")
+    return re.sub(r"\.(?!\d)", "", out)

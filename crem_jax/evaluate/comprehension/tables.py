@@ -1,0 +1,115 @@
+"""VLMEvalKit's TSV files: questions, options, answers, and pictures in base64."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import csv
+import dataclasses
+import os
+import string
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from crem_jax.data.records import RecordError
+
+_REFERENCE = 64  # characters; a shorter picture is another row's index
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Question:
+    """A row.
+
+    Attributes:
+      index: as the file has it. columns: all of them but the picture, "" where absent.
+      pictures: in base64; rows of the same pictures share one tuple.
+      options: letter -> text.
+    """
+
+    index: str
+    columns: Mapping[str, str]
+    pictures: tuple[str, ...]
+    options: Mapping[str, str]
+
+    @property
+    def answer(self) -> str:
+        return self.columns.get("answer", "")
+
+    def images(self) -> tuple[bytes, ...]:
+        """The pictures as files."""
+        return tuple(base64.b64decode(picture) for picture in self.pictures)
+
+
+def read_table(path: str | os.PathLike, limit: int | None = None) -> list[Question]:
+    """The questions of a file.
+
+    Args:
+      limit: only the first so many rows.
+
+    Raises:
+      RecordError: a row is not as VLMEvalKit's are. FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    csv.field_size_limit(sys.maxsize)
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t", restval="")
+        names = reader.fieldnames or []
+        missing = [name for name in ("index", "question") if name not in names]
+        if missing:
+            raise RecordError(f"{path} has no column {missing[0]!r}; it has {', '.join(names[:9])}")
+        rows = []
+        for row in reader:
+            if None in row:
+                raise RecordError(f"{path}:{reader.line_num} has more columns than the first line")
+            rows.append((reader.line_num, row))
+    pictures = _pictures({row["index"]: (line, row.get("image", "")) for line, row in rows}, path)
+    seen: set[str] = set()
+    out = []
+    for line, row in rows[:limit]:
+        if row["index"] in seen:
+            raise RecordError(f"{path}:{line} has the index {row['index']!r} of an earlier row")
+        seen.add(row["index"])
+        columns = {_lower(name): value for name, value in row.items() if name != "image"}
+        options = {c: columns[c] for c in string.ascii_uppercase if columns.get(c, "").strip()}
+        out.append(Question(row["index"], columns, pictures[row["index"]], options))
+    return out
+
+
+def _lower(name: str) -> str:
+    return name if name in string.ascii_uppercase else name.lower()
+
+
+def _pictures(values: Mapping[str, tuple[int, str]], path: Path) -> dict[str, tuple[str, ...]]:
+    """The pictures of each row, by its index."""
+    known: dict[str, tuple[str, ...]] = {}
+    out = {}
+    for index, (line, value) in values.items():
+        where, text = f"{path}:{line}", value.strip()
+        if text in values and len(text) <= _REFERENCE:
+            text = values[text][1].strip()
+        if text not in known:
+            known[text] = _listed(text, where)
+        out[index] = known[text]
+    return out
+
+
+def _listed(text: str, where: str) -> tuple[str, ...]:
+    if not text:
+        return ()
+    listed = [text]
+    if text.startswith("["):
+        try:
+            listed = ast.literal_eval(text)
+        except (ValueError, SyntaxError) as error:
+            raise RecordError(f"{where} image is no list of base64: {error}") from error
+    for one in listed:
+        if not isinstance(one, str) or len(one) <= _REFERENCE:
+            shown = repr(one)[:40]
+            raise RecordError(f"{where} image is {shown}: neither base64 nor the index of a row")
+        try:
+            base64.b64decode(one, validate=True)
+        except binascii.Error as error:
+            raise RecordError(f"{where} image is no base64: {error}") from error
+    return tuple(listed)
