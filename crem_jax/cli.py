@@ -20,6 +20,7 @@ VERBS = {
     "eval": ("evaluate", "measure how well a model finds and tells"),
     "eval mmeb": ("evaluate_mmeb", "measure how well a model finds, on MMEB"),
     "eval comprehension": ("evaluate_comprehension", "measure what a model understands"),
+    "report": ("report", "gather a run in one HTML page"),
     "find": ("find", "rank a folder or a library by words, by a picture, or both"),
     "tell": ("tell", "ask about a picture, or about an entry of a library"),
     "index": ("index", "put pictures and texts into a library"),

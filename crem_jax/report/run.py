@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crem_jax.report import emoji
 from crem_jax.report.figures import training_curves
@@ -31,7 +32,12 @@ def write_report(workdir: str | Path, model: Model, world: str = "") -> list[Pat
     workdir, written = Path(workdir), []
     metrics = read_metrics(workdir / "metrics.jsonl")
     if metrics:
-        rows = [{_LOSSES.get(key, key): value for key, value in row.items()} for row in metrics]
-        training_curves(rows, workdir / "curves.png")
+        draw_curves(metrics, workdir / "curves.png")
         written.append(workdir / "curves.png")
     return written + (SHOWS[world](workdir, model) if world in SHOWS else [])
+
+
+def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws a run's metrics as `training_curves` does, its losses called by what they are of."""
+    rows = [{_LOSSES.get(key, key): value for key, value in row.items()} for row in metrics]
+    training_curves(rows, path)

@@ -1,0 +1,118 @@
+"""A run in one HTML page: curves, figures, what it finds and says, its recipe and surroundings."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crem_jax.evaluate.files import write_text
+from crem_jax.report.document import Figure, Section, Table, html
+from crem_jax.report.run import draw_curves
+from crem_jax.train.metrics import read_metrics
+
+_MADE_WITH = "made_with"
+_PICTURES = (
+    ("What it finds", "retrieval.png", "Queries, and the best matches of each"),
+    (
+        "What it says",
+        "answers.png",
+        "Pictures with their truth, and the native and compressed answers",
+    ),
+)
+
+
+def write_page(workdir: str | Path, out: str | Path) -> Path:
+    """Writes the page of a run as it is now, finished or not, and returns its path.
+
+    Raises:
+      ValueError: there is no run.
+    """
+    workdir, out = Path(workdir), Path(out)
+    recipe = _read(workdir / "recipe.json")
+    metrics = read_metrics(workdir / "metrics.jsonl")
+    if recipe is None and not metrics:
+        raise ValueError(
+            f"{workdir} is no run: it has neither recipe.json nor metrics.jsonl (see `crem train`)"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        sections = list(_sections(workdir, recipe or {}, metrics, Path(folder)))
+        write_text(out, html(f"Run {workdir.resolve().name}", sections))
+    return out
+
+
+def _sections(
+    workdir: Path, recipe: Mapping[str, Any], metrics: Sequence[Mapping], folder: Path
+) -> Iterator[Section]:
+    summary = _read(workdir / "summary.json")
+    if summary:
+        yield Section("Figures", ["Measured by `crem eval`."], [_values(summary)])
+    if metrics:
+        draw_curves(metrics, folder / "curves.png")
+        yield Section("Curves", [], [_last(metrics)], [Figure(folder / "curves.png", "Curves")])
+    for title, name, caption in _PICTURES:
+        if (workdir / name).is_file():
+            yield Section(title, [], [], [Figure(workdir / name, caption)])
+    for name in ("mmeb", "comprehension"):
+        if scores := _read(workdir / name / "scores.json"):
+            yield Section(name, [f"Measured by `crem eval {name}`."], [_values(_means(scores))])
+    starts = recipe.get(_MADE_WITH, [])
+    if starts:
+        rows = [[str(s.get(key, "")) for key in ("from_step", "devices", "git")] for s in starts]
+        latest = starts[-1]
+        yield Section(
+            "Surroundings",
+            [],
+            [
+                Table(("from step", "devices", "commit"), rows, "Starts of the run."),
+                _values(latest.get("versions", {})),
+                _values(latest.get("data", {})),
+            ],
+        )
+    config = {key: value for key, value in recipe.items() if key != _MADE_WITH}
+    if config:
+        yield Section("Recipe", code=json.dumps(config, indent=1))
+
+
+def _means(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The headlines of `crem eval mmeb` or `crem eval comprehension`."""
+    if "means" in scores:
+        return {"data sets": scores["datasets_evaluated"], **scores["means"]}
+    return {
+        f"{name}, {mode}": own["overall"] if own else None
+        for name, one in scores["benchmarks"].items()
+        for mode, own in one["scores"].items()
+    }
+
+
+def _last(metrics: Sequence[Mapping[str, Any]]) -> Table:
+    """The latest value of everything that was logged."""
+    latest: dict[str, Any] = {}
+    for row in metrics:
+        latest |= row
+    return _values(latest)
+
+
+def _values(values: Mapping[str, Any], ahead: str = "") -> Table:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _values(value, f"{ahead}{key} / ").rows
+        else:
+            rows.append((f"{ahead}{key}", _shown(value)))
+    return Table(("what", "value"), rows)
+
+
+def _shown(value: Any) -> str:
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
