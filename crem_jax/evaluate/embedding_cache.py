@@ -76,7 +76,7 @@ class EmbeddingCache:
         return out
 
     def tidy(self) -> None:
-        """Makes one part of all. Nothing else may be writing."""
+        """Makes one part of all that are known here; what other processes add meanwhile stays."""
         names = sorted(self._files)
         if len(names) < 2:
             return

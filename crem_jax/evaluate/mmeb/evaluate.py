@@ -85,7 +85,6 @@ def evaluate(
         "embeddings made": len(work) - found,
     }
     scores: list[Score] = []
-
     distributed.meet(hours=_PATIENCE)
     if distributed.is_main():
         store.refresh()
