@@ -30,7 +30,9 @@ SOME = ("HatefulMemes", "EDIS")
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     """All 36 data sets, four queries each."""
-    return write(tmp_path_factory.mktemp("mmeb"), queries=4, candidates=6, size=16)
+    return write(
+        tmp_path_factory.mktemp("mmeb"), queries=4, candidates=6, sizes=[(16, 16), (32, 16)]
+    )
 
 
 @pytest.fixture(scope="module")

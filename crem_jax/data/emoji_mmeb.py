@@ -42,16 +42,17 @@ def write(
     datasets: Sequence[Dataset] = DATASETS,
     queries: int = 12,
     candidates: int = 20,
-    size: int = 48,
+    sizes: Sequence[tuple[int, int]] = ((48, 48), (72, 72), (96, 96)),
 ) -> Path:
     """Writes data sets of so many queries with so many candidates each, and returns the folder.
 
     Data sets of one family (ImageNet-1K, ImageNet-A) choose from the same pictures, as MMEB's do.
 
     Args:
-      size: pixels of the side of a third of the pictures; others are half as wide again, or twice.
+      sizes: (width, height) that the pictures have in turn.
     """
-    out, pictures = Path(out), EmojiPictures("train", size)
+    out, pictures = Path(out), EmojiPictures("train", 96)
+    files = _Pictures(out, pictures, sizes)
     for number, dataset in enumerate(datasets):
         family, rng = re.split("[-_]", dataset.name)[0], np.random.default_rng(number)
         own = np.random.default_rng([*family.encode()])
@@ -59,16 +60,32 @@ def write(
         rows = []
         for _ in range(queries):
             chosen = rng.choice(pool, candidates, replace=False)
-            rows.append(_row(out, dataset, pictures, [int(i) for i in chosen], number % 2 == 1))
+            rows.append(_row(files, dataset, [int(i) for i in chosen], number % 2 == 1))
         _write_rows(out / dataset.name, rows, number % 3)
     return out
 
 
-def _row(
-    out: Path, dataset: Dataset, pictures: EmojiPictures, chosen: list[int], beside: bool
-) -> dict[str, Any]:
+class _Pictures:
+    """Emoji, written as files when they are first asked for."""
+
+    def __init__(self, out: Path, emoji: EmojiPictures, sizes: Sequence[tuple[int, int]]):
+        self._out, self.emoji, self._sizes = out / "images", emoji, sizes
+
+    def file(self, index: int) -> str:
+        """The picture's path in a row."""
+        name = f"emoji/{self.emoji[index].codepoints}.png"
+        path = self._out / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(self.emoji.draw(index))
+            path.write_bytes(file_bytes(image.resize(self._sizes[index % len(self._sizes)])))
+        return name
+
+
+def _row(files: _Pictures, dataset: Dataset, chosen: list[int], beside: bool) -> dict[str, Any]:
     """A row whose target is chosen first. beside: instructions in columns of their own."""
-    name, target = dataset.name, pictures[chosen[0]]
+    name, pictures = dataset.name, files.emoji
+    target = pictures[chosen[0]]
     finds_text = dataset.task in (CLASSIFICATION, VQA) or name.endswith("_i2t")
     instruction, question = "Represent the given image for classification", ""
     if dataset.task == VQA:
@@ -81,12 +98,12 @@ def _row(
     asks_alone = name in _WORDS_ALONE
     told = "" if finds_text else "Represent the given image."
     own = [pictures[i].name if finds_text or name in _BOTH else "" for i in chosen]
-    files = ["" if finds_text else _file(out, pictures, i) for i in chosen]
+    paths = ["" if finds_text else files.file(i) for i in chosen]
     row = {
         "qry_text": question,
-        "qry_img_path": "" if asks_alone else _file(out, pictures, chosen[0]),
+        "qry_img_path": "" if asks_alone else files.file(chosen[0]),
         "tgt_text": own,
-        "tgt_img_path": files,
+        "tgt_img_path": paths,
     }
     lead = "" if asks_alone else _MARK
     ahead = _MARK if told else ""
@@ -95,18 +112,6 @@ def _row(
     row["qry_text"] = f"{lead}{instruction} {question}\n"
     row["tgt_text"] = [f"{ahead}{told} {text}\n" if told else text for text in own]
     return row
-
-
-def _file(out: Path, pictures: EmojiPictures, index: int) -> str:
-    """The picture's path in a row; it is written where it is not there yet."""
-    name = f"emoji/{pictures[index].codepoints}.png"
-    path = out / "images" / name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(pictures.draw(index))
-        side = image.width * (2 + index % 3) // 2
-        path.write_bytes(file_bytes(image.resize((side, side))))
-    return name
 
 
 def _write_rows(folder: Path, rows: list[dict[str, Any]], form: int) -> None:
