@@ -19,7 +19,7 @@ CHOICE, CIRCULAR, MMMU, YES_NO, JUDGED = KINDS = (
 """Options; options in every rotation; options or open; yes or no; free text for a judge model."""
 
 _NAMES = {"mmbench": CIRCULAR, "ccbench": CIRCULAR, "mmmu": MMMU, "hallusion": YES_NO}
-_ROTATION = 1_000_000  # a row's index modulo this is the index of its unrotated row
+_ROTATION = 1_000_000  # an index modulo this is that of the unrotated row, without "g_index"
 _OTHER = "Other Answers"
 _READING = {
     *("ocr", "text", "imagetext", "document", "documents", "chart", "charts"),
@@ -118,14 +118,20 @@ def _rotated(
     """A hit is a question that is right in every rotation."""
     groups: dict[int, list[bool]] = defaultdict(list)
     for question in questions:
-        groups[_number(question) % _ROTATION].append(hits[question.index])
-    return [(q, all(groups[_number(q)])) for q in questions if _number(q) < _ROTATION]
+        groups[_group(question)].append(hits[question.index])
+    return [(q, all(groups[_group(q)])) for q in questions if _number(q.index) == _group(q)]
 
 
-def _number(question: Question) -> int:
-    if not question.index.isdecimal():
-        raise RecordError(f"index {question.index!r} is not a whole number, as rotations need")
-    return int(question.index)
+def _group(question: Question) -> int:
+    """The index of the unrotated row."""
+    own = question.columns.get("g_index")
+    return _number(own) if own else _number(question.index) % _ROTATION
+
+
+def _number(index: str) -> int:
+    if not index.isdecimal():
+        raise RecordError(f"index {index!r} is not a whole number, as rotations need")
+    return int(index)
 
 
 def _figures_and_questions(units: Sequence[tuple[Question, bool]]) -> dict[str, float]:
