@@ -244,8 +244,10 @@ def test_several_writers_lose_nothing(rng, tmp_path):
     assert found["entries"] == found["memories"] == 36 and not found["problems"]
 
 
-def test_a_library_that_is_half_made_is_made_whole(rng, tmp_path):
-    lib = library.create(tmp_path / "library", ABOUT)
+@pytest.mark.parametrize("prefixes", [ABOUT.prefixes, (4,)])
+def test_a_library_that_is_half_made_is_made_whole(rng, tmp_path, prefixes):
+    begun = dataclasses.replace(ABOUT, prefixes=prefixes)
+    lib = library.create(tmp_path / "library", begun)
     shutil.rmtree(tmp_path / "library" / "memories.lance")
     (tmp_path / "library" / "memories.lance").mkdir()
     assert not library.is_library(tmp_path / "library")

@@ -48,6 +48,9 @@ def create(db: Any, about: About) -> None:
     """
     if not about.vectors:
         table = tables.open_or_create(db, ENTRIES, _schema(about))
+        if _vector_types(table.schema) != _vector_types(_schema(about)):
+            db.drop_table(ENTRIES)  # it is empty: whoever began to make another library was killed
+            table = tables.open_or_create(db, ENTRIES, _schema(about))
         tables.index_columns(table, _INDEXED[ENTRIES])
     columns = [("id", pa.string()), ("content", pa.string()), lancedb.blob("memory")]
     schema = pa.schema(columns, metadata={_ABOUT: about.to_json().encode()})
@@ -258,6 +261,10 @@ def _schema(about: About) -> pa.Schema:
             *vectors,
         ]
     )
+
+
+def _vector_types(schema: pa.Schema) -> dict[str, pa.DataType]:
+    return {f.name: f.type for f in schema if pa.types.is_fixed_size_list(f.type)}
 
 
 def _entry(row: Mapping[str, Any], vectors: np.ndarray | None = None) -> Entry:
