@@ -140,26 +140,17 @@ class Model:
             order += chosen
         return _joined(parts).take(np.argsort(order))
 
-    def remember(
-        self, rows: Sequence[ContextRow], kept: Sequence[int | None]
-    ) -> Iterator[tuple[list[int], list[Memory]]]:
-        """Memories on the device, batch by batch, for `ask`; what `compress` gathers on the host.
+    def memories_of(self, context: Context, kept: Sequence[int | None]) -> list[Memory]:
+        """Memories of a padded batch (`data.shapes.fill_batch`) on the device, for `ask`.
 
         Args:
-          rows: from `prepare`.
-          kept: what each memory keeps: None everything, for native answers; k the first k chorus
-            tokens.
-
-        Yields:
-          The numbers of the rows that the memories begin with, and a memory for each of `kept`.
+          kept: what each keeps: None everything, for native answers; k the first k chorus tokens.
         """
-        for chosen, context in context_batches(rows, self.config, self.unit):
-            with self._placed(context) as context:
-                if len(kept) == 1:
-                    yield chosen, [_memory(self.config, self.params, context, kept[0])]
-                    continue
-                whole = _memory(self.config, self.params, context, None)
-            yield chosen, [whole if k is None else whole.chorus_only(k) for k in kept]
+        with self._placed(context) as context:
+            if len(kept) == 1:
+                return [_memory(self.config, self.params, context, kept[0])]
+            whole = _memory(self.config, self.params, context, None)
+            return [whole if k is None else whole.chorus_only(k) for k in kept]
 
     def ask(
         self,
@@ -173,7 +164,7 @@ class Model:
         """Answers from memories, with no picture and no vision tower.
 
         Args:
-          memory: of N rows, from `compress`, `remember` or a library; `memory.chorus_only(k)`
+          memory: of N rows, from `compress`, `memories_of` or a library; `memory.chorus_only(k)`
             answers from its first k chorus tokens. questions: one for each row.
           temperature, top_p, seed: as for `generate`.
 

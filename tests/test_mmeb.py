@@ -161,9 +161,6 @@ def test_an_embedding_that_is_not_finite_is_named_and_not_kept(model, tmp_path):
     class Broken:
         config, prompter, unit = model.config, model.prompter, 1
 
-        def prepare(self, item):
-            return model.prepare(item)
-
         def states_of(self, context):
             return np.full((len(context.tokens), 4, 32), np.nan, np.float32)
 

@@ -23,16 +23,18 @@ def shape_of(tokens: int, patches: int) -> Shape:
     return step_up(tokens), step_up(patches)
 
 
-def plan_batches(shapes: Sequence[Shape], unit: int = 1) -> Iterator[tuple[list[int], int]]:
+def plan_batches(
+    shapes: Sequence[Shape], unit: int = 1, most: int = MAX_ROWS
+) -> Iterator[tuple[list[int], int]]:
     """Rows of equal shape in batches: the numbers of the rows, and the size to fill them up to.
 
     Args:
-      unit: sizes are multiples of it: the devices that share a batch.
+      unit: sizes are multiples of it: the devices that share a batch. most: rows in a batch.
     """
     groups: dict[Shape, list[int]] = {}
     for i, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(i)
-    most = max(MAX_ROWS // unit, 1) * unit
+    most = max(most // unit, 1) * unit
     for _, members in sorted(groups.items()):
         for first in range(0, len(members), most):
             chosen = members[first : first + most]

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Work:
-    """An item to encode. place: where it comes from, for errors."""
+    """An item to compress; None is a context without any. place: where it is from, for errors."""
 
-    item: Item
+    item: Item | None
     place: str
 
 
@@ -55,9 +55,9 @@ def encode_missing(
     mine, of = share
     keys = [key for key in work if key not in cache and int.from_bytes(key[:8]) % of == mine]
     with ThreadPoolExecutor(workers) as pool, counting(len(keys), "encoding") as progress:
-        shapes = _shapes(pool, model, [work[key] for key in keys])
+        shapes = shapes_of(pool, model, [work[key] for key in keys])
         batches = plan_batches(shapes, model.unit)
-        for chosen, size, rows in _prepared(pool, model, [work[key] for key in keys], batches):
+        for chosen, size, rows in prepared(pool, model, [work[key] for key in keys], batches):
             vectors = _embed(model, rows, size, k)
             if not (finite := np.isfinite(vectors).all(axis=1)).all():
                 first = work[keys[chosen[int(np.argmin(finite))]]]
@@ -67,8 +67,12 @@ def encode_missing(
     return len(keys)
 
 
-def _shapes(pool: ThreadPoolExecutor, model: Model, work: Sequence[Work]) -> list[Shape]:
-    """What each item will be padded to, from the headers of its pictures."""
+def shapes_of(pool: ThreadPoolExecutor, model: Model, work: Sequence[Work]) -> list[Shape]:
+    """What each item will be padded to, from the headers of its pictures.
+
+    Raises:
+      ValueError: some cannot be used; the message names the place of the first, and how many more.
+    """
     merge = model.config.vision.merge_size**2
 
     def shape(one: Work) -> Shape | str:
@@ -86,7 +90,7 @@ def _shapes(pool: ThreadPoolExecutor, model: Model, work: Sequence[Work]) -> lis
     return found
 
 
-def _prepared(
+def prepared(
     pool: ThreadPoolExecutor,
     model: Model,
     work: Sequence[Work],
@@ -96,7 +100,7 @@ def _prepared(
 
     def prepare(one: Work) -> ContextRow:
         try:
-            return model.prepare(one.item)
+            return model.prompter.context(one.item)
         except ValueError as error:
             raise ValueError(f"{one.place}: {error}") from error
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crem_jax.data.records import Item
-from crem_jax.data.shapes import MAX_ROWS
+from crem_jax.data.shapes import fill_batch, plan_batches
 from crem_jax.evaluate.comprehension.benchmarks import prompt
 from crem_jax.evaluate.comprehension.tables import Question
+from crem_jax.evaluate.encoding import Work, prepared, shapes_of
 
 if TYPE_CHECKING:
     from crem_jax.api import Model
-    from crem_jax.data.rows import ContextRow
 
 NATIVE, COMPRESSED = MODES = ("native", "compressed")
-_AT_ONCE = 128  # sets of pictures whose patches are held in memory
+_AT_ONCE = 32  # sets of pictures, and questions, whose whole memories are on the device
 
 
 class Answers:
@@ -100,17 +100,17 @@ def answer_all(
         groups.setdefault(question.pictures, []).append(question)
     kept = [None if mode == NATIVE else k or model.config.num_chorus for mode in modes]
     members = list(groups.values())
-    for first in range(0, len(members), _AT_ONCE):
-        some = members[first : first + _AT_ONCE]
-        with ThreadPoolExecutor(workers) as pool:
-            contexts = list(pool.map(lambda group: _prepared(model, group[0]), some))
-        for chosen, memories in model.remember(contexts, kept):
-            asked = [(row, q) for row, number in enumerate(chosen) for q in some[number]]
+    work = [Work(_pictures(group[0]), f"index {group[0].index}") for group in members]
+    with ThreadPoolExecutor(workers) as pool:
+        batches = plan_batches(shapes_of(pool, model, work), model.unit, _AT_ONCE)
+        for chosen, size, rows in prepared(pool, model, work, batches):
+            memories = model.memories_of(fill_batch(rows, size, model.config), kept)
+            asked = [(row, q) for row, number in enumerate(chosen) for q in members[number]]
             for batch in _batches(asked, kind):
-                rows = [row for row, _ in batch]
+                numbers = [row for row, _ in batch]
                 texts = [prompt(question, kind) for _, question in batch]
                 said = [
-                    model.ask(memory.take(rows), texts, max_new_tokens=max_new_tokens)
+                    model.ask(memory.take(numbers), texts, max_new_tokens=max_new_tokens)
                     for memory in memories
                 ]
                 answers.add(
@@ -123,12 +123,9 @@ def answer_all(
     return len(missing)
 
 
-def _prepared(model: Model, question: Question) -> ContextRow:
-    try:
-        pictures = question.images()
-        return model.prompter.context(Item(images=pictures) if pictures else None)
-    except ValueError as error:
-        raise ValueError(f"index {question.index}: {error}") from error
+def _pictures(question: Question) -> Item | None:
+    pictures = question.images()
+    return Item(images=pictures) if pictures else None
 
 
 def _batches(
@@ -136,5 +133,5 @@ def _batches(
 ) -> Iterator[list[tuple[int, Question]]]:
     """Questions of like length together."""
     ordered = sorted(asked, key=lambda pair: len(prompt(pair[1], kind)))
-    for first in range(0, len(ordered), MAX_ROWS):
-        yield ordered[first : first + MAX_ROWS]
+    for first in range(0, len(ordered), _AT_ONCE):
+        yield ordered[first : first + _AT_ONCE]
