@@ -200,7 +200,7 @@ def test_every_table_is_answered_scored_and_exported(
             assert [cell.value for cell in sheet[1]] == [*questions[0].columns, "prediction"]
             assert sheet.max_row == len(questions) + 1
     page = (tmp_path / "report.html").read_text()
-    assert ("MMVet needs a judge model" in page) == ("MMVet" in tables)
+    assert ("MMVet has no score here" in page) == ("MMVet" in tables)
     assert "CREM-2B (published)" in page
     assert f"| mean of {len(set(tables) - {'MMVet'})} |" in (tmp_path / "report.md").read_text()
 
@@ -241,6 +241,11 @@ def test_what_cannot_be_asked_is_named(capsys, tiny_model_dir, folder, tmp_path)
     assert got.code == 2 and "--modes 'nativ' is not one of native, compressed" in got.err
     got = crem(capsys, *argv(tiny_model_dir, folder, tmp_path, "--k", 9))
     assert got.code == 2 and "k = 9 is not in 1..4" in got.err
+    got = crem(capsys, *argv(tiny_model_dir, folder, tmp_path, "--modes", "native", "--k", 2))
+    assert got.code == 2 and "k = 2 is of compressed answers; the modes are native" in got.err
+    (tmp_path / "AI2D.tsv").write_text("index\tquestion\n")
+    with pytest.raises(RecordError, match=r"AI2D\.tsv has no rows"):
+        read_table(tmp_path / "AI2D.tsv")
     image = base64.b64encode(b"no picture" * 9).decode()
     write(tmp_path / "MMStar.tsv", [row(3, image, **OPTIONS)])
     tables = ["--tsv", tmp_path / "MMStar.tsv", "--out", tmp_path / "out"]

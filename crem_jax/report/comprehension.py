@@ -24,7 +24,10 @@ _READING = (
     "Questions about written or drawn signs (text, charts, tables, maps, diagrams), by their "
     "categories: what a fixed number of chorus tokens keeps worst."
 )
-_JUDGED = "needs a judge model: the predictions are written, and no score is claimed"
+_JUDGED = (
+    "has no score here: it takes a judge model, or its answers are hidden. Its predictions are "
+    "written"
+)
 
 
 def write_report(out: str | os.PathLike, result: Mapping[str, Any]) -> list[Path]:
@@ -55,11 +58,16 @@ def table_of_scores(result: Mapping[str, Any]) -> Table:
     """Benchmark by mode, and their mean."""
     modes, found = result["modes"], result["benchmarks"]
     rows = [(name, *_row(one, "overall")) for name, one in found.items()]
-    scored = [one["scores"] for one in found.values() if any(one["scores"].values())]
+    scored = [_overall(one) for one in found.values() if None not in _overall(one)]
     if len(scored) > 1:
-        overall = [[scores[mode]["overall"] for scores in scored] for mode in modes]
-        rows.append((f"mean of {len(scored)}", *(_percent(sum(x) / len(x)) for x in overall)))
+        means = (sum(own) / len(own) for own in zip(*scored, strict=True))
+        rows.append((f"mean of {len(scored)}", *map(_percent, means)))
     return Table(("benchmark", *modes), rows, "In percent.")
+
+
+def _overall(one: Mapping[str, Any]) -> list[float | None]:
+    """By mode; None where there is no score."""
+    return [scores and scores["overall"] for scores in one["scores"].values()]
 
 
 def _published() -> Table:

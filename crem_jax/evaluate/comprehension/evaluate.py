@@ -49,6 +49,8 @@ def evaluate(
       ValueError, OSError: a table cannot be used, or the model cannot answer so.
     """
     out = Path(out)
+    if k is not None and COMPRESSED not in modes:
+        raise ValueError(f"k = {k} is of compressed answers; the modes are {', '.join(modes)}")
     for mode in modes:
         model.check_telling(mode == COMPRESSED, k if mode == COMPRESSED else None)
     k = k or model.config.num_chorus
@@ -85,7 +87,7 @@ def evaluate(
         scores = {}
         for mode in modes:
             own = answers.of(mode)
-            stem = out / benchmark / f"{name}-{mode}_{benchmark}"
+            stem = out / benchmark / f"{name.replace('/', '_')}-{mode}_{benchmark}"
             write_predictions(stem, questions, own, excel)
             scores[mode] = None if kind == JUDGED else score(benchmark, questions, kind, own)
         found[benchmark] = {"kind": kind, "questions": len(questions), "scores": scores}

@@ -64,6 +64,8 @@ def read_table(path: str | os.PathLike, limit: int | None = None) -> list[Questi
             if None in row:
                 raise RecordError(f"{path}:{reader.line_num} has more columns than the first line")
             rows.append((reader.line_num, row))
+    if not rows:
+        raise RecordError(f"{path} has no rows")
     pictures = _pictures({row["index"]: (line, row.get("image", "")) for line, row in rows}, path)
     seen: set[str] = set()
     out = []
