@@ -48,16 +48,18 @@ def _sections(
 ) -> Iterator[Section]:
     summary = _read(workdir / "summary.json")
     if summary:
-        yield Section("Figures", ["Measured by `crem eval`."], [_values(summary)])
+        yield Section("Figures", ["Measured by crem eval."], [_values(summary)])
     if metrics:
         draw_curves(metrics, folder / "curves.png")
-        yield Section("Curves", [], [_last(metrics)], [Figure(folder / "curves.png", "Curves")])
+        yield Section("Curves", [], [], [Figure(folder / "curves.png", "Curves")])
     for title, name, caption in _PICTURES:
         if (workdir / name).is_file():
             yield Section(title, [], [], [Figure(workdir / name, caption)])
     for name in ("mmeb", "comprehension"):
         if scores := _read(workdir / name / "scores.json"):
-            yield Section(name, [f"Measured by `crem eval {name}`."], [_values(_means(scores))])
+            yield Section(name, [f"Measured by crem eval {name}."], [_values(_means(scores))])
+    if metrics:
+        yield Section("Latest metrics", [], [_last(metrics)])
     starts = recipe.get(_MADE_WITH, [])
     if starts:
         rows = [[str(s.get(key, "")) for key in ("from_step", "devices", "git")] for s in starts]
