@@ -20,13 +20,14 @@ _IDS_AT_ONCE = 500
 _TRIES = 20
 
 
-def open_or_create(db: Any, name: str, schema: pa.Schema) -> Any:
-    """The table, made unless it is there."""
+def open_or_create(db: Any, name: str, schema: pa.Schema, version: str | None = None) -> Any:
+    """The table, made unless it is there; `version` is of Lance's file format, None its newest."""
     # `exist_ok` compares schemas, and a stored one has JSON and blobs in other words.
     with contextlib.suppress(ValueError, OSError):
         return db.open_table(name)
     try:
-        return db.create_table(name, schema=schema)
+        options = {"new_table_data_storage_version": version} if version else None
+        return db.create_table(name, schema=schema, storage_options=options)
     except (ValueError, OSError, RuntimeError):  # another process was first
         return db.open_table(name)
 
