@@ -114,7 +114,7 @@ def test_native_answers_equal_transformers_generate_token_by_token(oracle, asked
     got = asked.answer(asked.memory)
     expected = [torch_answer(oracle, row) for row in asked.rows]
     assert [until_end(tokens) for tokens in got] == expected
-    assert len({tuple(answer) for answer in expected}) > PROMPTS // 2
+    assert len({tuple(answer) for answer in expected}) > PROMPTS // 4
 
 
 def test_a_plain_backbone_answers_like_transformers(oracle, rows):
