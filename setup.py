@@ -35,6 +35,14 @@ EXTRAS = {
     "xlsx": ["openpyxl>=3.1"],
     "library": ["lancedb>=0.40,<1", "faiss-cpu>=1.11"],
     "milvus": ["pymilvus[milvus-lite]>=3.0"],
+    # `crem serve`, and its page.
+    "serve": [
+        "fastapi>=0.118,<1",
+        "uvicorn>=0.38",
+        "httpcore>=1.0.9,<2",
+        "prometheus-client>=0.22",
+    ],
+    "ui": ["gradio>=6.20,<7"],
     # Checks against the reference implementation; nothing needs torch at run time.
     "hf": ["torch>=2.6", "peft>=0.21"],
     # What opens an export (sentence-transformers), and mteb's benchmarks; both bring torch.
@@ -50,6 +58,8 @@ EXTRAS = {
         "cykooz-resizer>=4.0",
         "openpyxl>=3.1",
         "libtpu>=0.0.52; sys_platform == 'linux'",
+        "openai>=2.0",
+        "httpx>=0.28,<1",
     ],
 }
 

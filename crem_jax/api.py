@@ -18,6 +18,7 @@ from crem_jax.data.rows import ContextRow, PromptError
 from crem_jax.data.shapes import MAX_ROWS, context_batches, pad_questions
 from crem_jax.distributed import to_host
 from crem_jax.generate import decoding
+from crem_jax.generate.answering import Answering, answer_text
 from crem_jax.generate.decoding import Sampling
 from crem_jax.mesh import make_mesh, replicated
 from crem_jax.mesh import rows as by_rows
@@ -105,6 +106,38 @@ class Model:
         """
         return item if isinstance(item, ContextRow) else self.prompter.context(Item.of(item))
 
+    def prepare_question(
+        self, value: Any, turns: Sequence[tuple[str, str]] = ()
+    ) -> tuple[ContextRow, np.ndarray]:
+        """An item as `generate` reads it: the context of its pictures, and its text's tokens.
+
+        Args:
+          turns: (question, answer) pairs that came before it in the same conversation.
+
+        Raises:
+          ValueError: the item is unusable, or does not fit the model.
+        """
+        item = Item.of(value)
+        question = self.question_tokens(item.text, turns)
+        row = self.prompter.context(Item(images=item.images) if item.images else None)
+        needed, limit = len(row.tokens) + len(question), self.config.text.max_positions
+        if needed + self.config.num_chorus > limit:
+            raise PromptError(
+                f"the question needs {needed} tokens with its pictures; the model has {limit} "
+                f"positions. It begins {item.text[:40]!r}"
+            )
+        return row, question
+
+    def question_tokens(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> np.ndarray:
+        """Tokens of a question up to where its answer begins, int32 [n].
+
+        Raises:
+          ValueError: it is empty.
+        """
+        if not text.strip():
+            raise PromptError("the question is empty; expected some text")
+        return self.prompter.question(text, turns)
+
     def chorus_states(self, items: Sequence[Any]) -> np.ndarray:
         """Final hidden states of the chorus, float32 [N, K, D]: `pool(states, k, dim)` is `encode`.
 
@@ -138,7 +171,12 @@ class Model:
                 memory = _memory(self.config, self.params, context, self.config.num_chorus)
             parts.append(jax.tree.map(to_host, memory).take(range(len(chosen))))
             order += chosen
-        return _joined(parts).take(np.argsort(order))
+        return joined(parts).take(np.argsort(order))
+
+    def memory_of(self, context: Context, kept: int | None) -> Memory:
+        """The memory of a padded batch, on the device; `kept` as each of `remember`."""
+        with self._placed(context) as context:
+            return _memory(self.config, self.params, context, kept)
 
     def memories_of(self, context: Context, kept: Sequence[int | None]) -> list[Memory]:
         """Memories of a padded batch (`data.shapes.fill_batch`) on the device, for `ask`.
@@ -176,7 +214,7 @@ class Model:
                 f"{len(questions)} questions about {len(memory.next_position)} memories; expected "
                 "one for each"
             )
-        asked = [self._question(text) for text in questions]
+        asked = [self.question_tokens(text) for text in questions]
         sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
         answers = []
         for first in range(0, len(asked), MAX_ROWS):
@@ -184,12 +222,7 @@ class Model:
             size = 1 << (len(some) - 1).bit_length()
             rows = first + np.minimum(np.arange(size), len(some) - 1)
             part = memory.take(rows)
-            longest = int(part.next_position.max()) + max(map(len, some))
-            if longest > self.config.text.max_positions:
-                raise PromptError(
-                    f"the question and its memory reach position {longest}; the model has "
-                    f"{self.config.text.max_positions} positions"
-                )
+            self.check_positions(part, some)
             tokens, valid = self._questions(some, size)
             out = decoding.generate(
                 self.config, self.params, part, tokens, valid, sampling, max_new_tokens
@@ -219,7 +252,7 @@ class Model:
           ValueError: as `encode`, or an empty question.
         """
         self.check_telling(compressed, k)
-        asked = [self._ask(item) for item in _as_list(items)]
+        asked = [self.prepare_question(item) for item in _as_list(items)]
         contexts, questions = [row for row, _ in asked], [question for _, question in asked]
         answers = [""] * len(contexts)
         sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
@@ -246,43 +279,17 @@ class Model:
     ) -> Iterator[str]:
         """One answer, piece by piece; the arguments of `generate`."""
         self.check_telling(compressed, k)
-        row, question = self._ask(item)
+        row, question = self.prepare_question(item)
         sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
         ((_, context),) = context_batches([row], self.config)
         memory = _memory(self.config, self.params, context, self._kept(compressed, k))
-        tokens, valid = self._questions([question], 1)
-        state = decoding.start(
-            self.config, self.params, memory, tokens, valid, sampling, max_new_tokens
+        answering = Answering(
+            self.config, self.params, self.tokenizer, memory, [question], sampling, [max_new_tokens]
         )
-        ids, shown = [], ""
-        while True:
-            ids.append(int(state.token[0]))
-            text = self._text(ids)
-            # An unfinished multi-byte character decodes to U+FFFD until its last byte arrives.
-            if not text.endswith("\ufffd"):
-                yield text[len(shown) :]
-                shown = text
-            if bool(state.done[0]) or len(ids) == max_new_tokens:
-                break
-            state = decoding.step(self.config, self.params, memory, state, sampling)
-        yield self._text(ids)[len(shown) :]
-
-    def _ask(self, value: Any) -> tuple[ContextRow, np.ndarray]:
-        item = Item.of(value)
-        question = self._question(item.text)
-        row = self.prompter.context(Item(images=item.images) if item.images else None)
-        needed, limit = len(row.tokens) + len(question), self.config.text.max_positions
-        if needed + self.config.num_chorus > limit:
-            raise PromptError(
-                f"the question needs {needed} tokens with its pictures; the model has {limit} "
-                f"positions. It begins {item.text[:40]!r}"
-            )
-        return row, question
-
-    def _question(self, text: str) -> np.ndarray:
-        if not text.strip():
-            raise PromptError("the question is empty; expected some text")
-        return self.prompter.question(text)
+        while not answering.over:
+            (piece,) = answering.advance()
+            if piece:
+                yield piece
 
     @contextlib.contextmanager
     def _placed(self, context: Context) -> Iterator[Context]:
@@ -308,6 +315,15 @@ class Model:
                 "Give it some with `crem import --chorus 16` and train it"
             )
 
+    def check_positions(self, memory: Memory, questions: Sequence[np.ndarray]) -> None:
+        """Raises ValueError if a question about a memory does not fit the model."""
+        longest = int(memory.next_position.max()) + max(map(len, questions))
+        if longest > self.config.text.max_positions:
+            raise PromptError(
+                f"the question and its memory reach position {longest}; the model has "
+                f"{self.config.text.max_positions} positions"
+            )
+
     def _check_k(self, k: int | None) -> None:
         if k is not None and not 1 <= k <= self.config.num_chorus:
             raise ValueError(f"k = {k} is not in 1..{self.config.num_chorus} (chorus tokens)")
@@ -327,13 +343,7 @@ class Model:
         return pad_questions(questions, rows, self.config.pad_token_id)
 
     def _text(self, ids: Sequence[int]) -> str:
-        ends = (self.config.eos_token_id, self.config.pad_token_id)
-        kept = []
-        for token in ids:
-            if token in ends:
-                break
-            kept.append(int(token))
-        return self.tokenizer.decode(kept, skip_special_tokens=True)
+        return answer_text(self.config, self.tokenizer, ids)
 
 
 def load(
@@ -384,7 +394,7 @@ def _memory(config: ModelConfig, params: crem.Params, context: Context, kept: in
     return memory if kept is None else memory.chorus_only(kept)
 
 
-def _joined(parts: Sequence[Memory]) -> Memory:
+def joined(parts: Sequence[Memory]) -> Memory:
     """Compressed memories one after another; keys and values have their rows on axis 1."""
     join = np.concatenate
     return Memory(

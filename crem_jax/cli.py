@@ -25,6 +25,7 @@ VERBS = {
     "tell": ("tell", "ask about a picture, or about an entry of a library"),
     "index": ("index", "put pictures and texts into a library"),
     "library": ("library", "look after a library: stats, compact, verify"),
+    "serve": ("serve", "answer over HTTP: OpenAI's interface, searching, asking, a page"),
     "prepare": ("prepare", "write training data as a sharded tfds data set"),
     "doctor": ("doctor", "check every record of training data"),
     "synthesize": ("synthesize", "have a teacher write question-answer pairs on retrieval data"),

@@ -164,6 +164,15 @@ def test_a_question_without_context_opens_like_an_ordinary_chat():
     assert got == template_tokens(prompter, messages, add_generation_prompt=True)
 
 
+def test_a_question_after_others_is_the_beginning_of_their_conversation():
+    prompter = toy.prompter()
+    turns = [("one?", "two"), ("three?", "four")]
+    question = prompter.question("five?", turns)
+    whole = prompter.target([*turns, ("five?", "six")])
+    np.testing.assert_array_equal(question, whole.tokens[: len(question)])
+    assert (whole.label[len(question) - 1 :] >= 0).any() and whole.label[len(question) - 2] < 0
+
+
 def test_special_tokens_typed_by_users_stay_plain_text():
     prompter = toy.prompter()
     typed = "<|im_end|> <|image_pad|><|chorus_0|><|vision_start|> <|im_start|>system"

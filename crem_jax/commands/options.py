@@ -80,7 +80,7 @@ def whole(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
 
 
-def gigabytes(text: str) -> float:
+def above_zero(text: str) -> float:
     """A finite number above 0."""
     value = _number(text)
     if not 0 < value < float("inf"):

@@ -69,6 +69,7 @@ class Prompter:
       fast_jpeg: decode large JPEGs at a fraction of their size, see `open_picture`; pixels then
         differ a little from Hugging Face's.
       fast_resize: resize by SIMD instructions, see `resize`; hardly any pixel differs.
+      known_texts: so many texts' tokens are remembered.
 
     Raises:
       ValueError: `fast_resize` without the package it needs.
@@ -81,6 +82,7 @@ class Prompter:
         hard_max: bool = False,
         fast_jpeg: bool = False,
         fast_resize: bool = False,
+        known_texts: int = 1 << 17,
     ):
         self.config = config
         self.tokenizer = tokenizer
@@ -88,7 +90,8 @@ class Prompter:
         self.fast_jpeg, self.fast_resize = fast_jpeg, fast_resize
         if fast_resize:
             fast_resizer()  # raises now, not at the first picture
-        self.user_tokens = functools.lru_cache(maxsize=1 << 17)(self._user_tokens)
+        self.known_texts = known_texts
+        self.user_tokens = functools.lru_cache(known_texts)(self._user_tokens)
         text, system = self.user_tokens, config.system_prompt
         start, end = (
             tokenizer.convert_tokens_to_ids(f"<|im_{word}|>") for word in ("start", "end")
@@ -101,7 +104,7 @@ class Prompter:
 
     def __reduce__(self):  # its cache stays behind when it moves to a worker process
         fast = self.fast_jpeg, self.fast_resize
-        return Prompter, (self.config, self.tokenizer, self.hard_max, *fast)
+        return Prompter, (self.config, self.tokenizer, self.hard_max, *fast, self.known_texts)
 
     def _user_tokens(self, text: str) -> tuple[int, ...]:
         """Tokens of a text that is not ours; special tokens written in it stay plain text."""
@@ -234,9 +237,14 @@ class Prompter:
             label += [-1] * (len(asked) - 1) + [*answered, -1]
         return TargetRow(np.asarray(tokens, np.int32), np.asarray(label, np.int32))
 
-    def question(self, text: str) -> np.ndarray:
-        """Target tokens up to where the answer begins, int32 [n]."""
-        return np.asarray([*self.user_tokens(text), *self._to_answer], np.int32)
+    def question(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> np.ndarray:
+        """Target tokens up to where the answer begins, int32 [n].
+
+        Args:
+          turns: (question, answer) pairs that came before.
+        """
+        before = (*self.target(turns).tokens, *self._to_question) if turns else ()
+        return np.asarray([*before, *self.user_tokens(text), *self._to_answer], np.int32)
 
 
 _NOTHING = SimpleNamespace(text="", images=())

@@ -63,10 +63,14 @@ def context_batches(
 
 
 def pad_questions(
-    questions: Sequence[np.ndarray], rows: int, pad_token_id: int
+    questions: Sequence[np.ndarray], rows: int, pad_token_id: int, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token rows padded on the right: int32 [rows, T] and bool [rows, T], the last one repeated."""
-    width = step_up(max(len(question) for question in questions))
+    """Token rows padded on the right: int32 [rows, T] and bool [rows, T], the last one repeated.
+
+    Args:
+      width: T; None is what the longest needs.
+    """
+    width = step_up(max(map(len, questions))) if width is None else width
     tokens = np.full((rows, width), pad_token_id, np.int32)
     valid = np.zeros((rows, width), bool)
     for i in range(rows):

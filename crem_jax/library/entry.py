@@ -20,6 +20,10 @@ class LibraryError(ValueError):
     """A library cannot be used as asked; the message says why."""
 
 
+class UnknownIdError(LibraryError):
+    """The library has no entry of an id."""
+
+
 @dataclasses.dataclass(frozen=True)
 class About:
     """What is the same for all entries of a library.

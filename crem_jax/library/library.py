@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crem_jax.library.entry import About, Entry, Hit, LibraryError
+from crem_jax.library.entry import About, Entry, Hit, LibraryError, UnknownIdError
 from crem_jax.library.store import Entries, Memories
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Library:
         blobs = self._memories.get(ids)
         for name, blob in zip(ids, blobs, strict=True):
             if blob is None:
-                raise LibraryError(f"the library has no {name!r}; `crem find` shows ids")
+                raise UnknownIdError(f"the library has no {name!r}; `crem find` shows ids")
         return decode_memory(blobs, dtype, k)
 
     def ask(

@@ -1,0 +1,84 @@
+"""Texts and pictures of requests become what the model reads, in threads of their own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from crem_jax.api import Model
+from crem_jax.data.prompt import Prompter
+from crem_jax.data.rows import ContextRow
+from crem_jax.serve.admission import in_thread
+from crem_jax.serve.errors import ApiError
+from crem_jax.serve.limits import Limits
+from crem_jax.serve.pictures import decode_data_uri, open_bytes
+from crem_jax.serve.remote import Fetcher
+
+Pictures = Sequence[tuple[str, str]]
+"""(where in the request, URL) of each picture."""
+
+_CHARACTERS = 16  # of a text, for each position of the model: more cannot fit
+
+
+class Reader:
+    """Reads for one model, within limits.
+
+    Args:
+      fetcher: for remote pictures; None refuses all.
+    """
+
+    def __init__(self, model: Model, limits: Limits, fetcher: Fetcher | None):
+        # Texts of strangers are not remembered.
+        model.prompter = Prompter(model.config, model.tokenizer, known_texts=0)
+        self._model, self._limits, self._fetcher = model, limits, fetcher
+        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "crem-read")
+
+    def close(self) -> None:
+        """Waits for what is being read."""
+        self._threads.shutdown()
+
+    async def row(self, text: str, pictures: Pictures) -> ContextRow:
+        """What is embedded."""
+        item = await self._item(text, pictures)
+        return await in_thread(self._threads, self._model.prepare, item)
+
+    async def conversation(
+        self, text: str, pictures: Pictures, turns: Sequence[tuple[str, str]]
+    ) -> tuple[ContextRow, np.ndarray]:
+        """What is answered: the pictures, and the tokens of the turns and the question."""
+        self._check(" ".join(itertools.chain(*turns)))
+        item = await self._item(text, pictures)
+        return await in_thread(self._threads, self._model.prepare_question, item, turns)
+
+    async def question(self, text: str) -> np.ndarray:
+        """The tokens of a question by itself."""
+        self._check(text)
+        return await in_thread(self._threads, self._model.question_tokens, text)
+
+    async def _item(self, text: str, pictures: Pictures) -> dict[str, Any]:
+        self._check(text)
+        if len(pictures) > self._limits.images:
+            message = f"{len(pictures)} pictures; expected at most {self._limits.images}"
+            raise ApiError(400, message, code="too_many_images")
+        return {"text": text, "images": [await self._picture(*picture) for picture in pictures]}
+
+    async def _picture(self, where: str, url: str) -> Image.Image:
+        if not url[:8].lower().startswith(("http://", "https://")):
+            data = await in_thread(self._threads, decode_data_uri, url, where)
+        elif self._fetcher is None:
+            message = f"{where}: this server fetches no URLs; send a data URI"
+            raise ApiError(400, message, where, "invalid_image_url")
+        else:
+            data = await self._fetcher.fetch(url, where)
+        return await in_thread(self._threads, open_bytes, data, where, self._limits.pixels)
+
+    def _check(self, text: str) -> None:
+        most = _CHARACTERS * self._model.config.text.max_positions
+        if len(text) > most:
+            raise ApiError(400, f"a text of {len(text)} characters; expected at most {most}")

@@ -1,0 +1,123 @@
+"""uvicorn with what it lacks: a time limit on the head of a request, and word of its draining."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from crem_jax.serve.service import Service
+
+_SLOW = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_GRACE = 10.0
+"""Seconds after the deadline in which a draining server still waits for its connections."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound but takes no connections yet.
+
+    Raises:
+      ValueError: the address cannot be had.
+    """
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return listener
+
+
+def make_server(app: ASGIApp, service: Service) -> DrainingServer:
+    """A server that is not running yet.
+
+    `run([listener])` blocks until SIGTERM, SIGINT or `should_exit` has drained it.
+    """
+
+    class Protocol(_ImpatientProtocol):
+        head_seconds = service.limits.head_seconds
+
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=service.limits.connections,
+        timeout_graceful_shutdown=int(service.limits.deadline + _GRACE),
+    )
+    return DrainingServer(config, service)
+
+
+class _ImpatientProtocol(H11Protocol):
+    """Closes connections on which the head of a request does not arrive in time."""
+
+    head_seconds: float
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_watch()  # a request has arrived: its own limits hold now
+        elif self._waiting is None:
+            self._waiting = self.loop.call_later(self.head_seconds, self._close)
+
+    def _stop_watch(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _close(self) -> None:
+        self._waiting = None
+        if not self.transport.is_closing():
+            self.transport.write(_SLOW)
+            self.transport.close()
+
+
+class DrainingServer(uvicorn.Server):
+    """Says which port it listens on when it has started, and tells the service when it drains."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+        self.on_start: Callable[[int], None] = lambda port: None
+
+    async def startup(self, sockets=None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.on_start(self.servers[0].sockets[0].getsockname()[1])
+
+    async def shutdown(self, sockets=None) -> None:
+        self._service.drains.set()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        # uvicorn raises the signal again when it has drained, which would end the process as if it
+        # had not; an interrupt stays one.
+        with contextlib.suppress(ValueError):  # not in the main thread: no signals here
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        with super().capture_signals():
+            yield

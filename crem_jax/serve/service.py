@@ -1,0 +1,221 @@
+"""What the server can do, for its HTTP routes and its page alike."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from crem_jax.api import Model, pool
+from crem_jax.library.entry import Entry, Hit, UnknownIdError
+from crem_jax.library.library import Library
+from crem_jax.serve.admission import Admission, deadline, in_thread
+from crem_jax.serve.conditions import check_condition
+from crem_jax.serve.engine import Engine
+from crem_jax.serve.errors import ApiError
+from crem_jax.serve.jobs import Answer, Embed, Said, Style
+from crem_jax.serve.limits import Limits
+from crem_jax.serve.metrics import Metrics
+from crem_jax.serve.reading import Pictures, Reader
+from crem_jax.serve.remote import Fetcher
+
+ANSWER_TOKENS = 64
+"""Tokens of an answer unless a request says otherwise."""
+
+
+_SEARCHERS = 4  # threads that wait for the library
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """How tokens are drawn. seed: None is another one each time."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+class Service:
+    """A model, and a library of it, for many callers at one time.
+
+    Its coroutines run within `admission.admitted()`.
+
+    Args:
+      name: what the model is called. library: of this model, or None.
+      fetcher: for remote pictures; None refuses all.
+
+    Raises:
+      LibraryError: the library is another model's.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        name: str,
+        library: Library | None = None,
+        limits: Limits | None = None,
+        fetcher: Fetcher | None = None,
+    ):
+        self.model, self.name, self.library = model, name, library
+        self.limits = limits or Limits()
+        self.metrics = Metrics()
+        self.drains = asyncio.Event()
+        if library is not None:
+            library.check_model(model)
+        self._reader = Reader(model, self.limits, fetcher)
+        self._engine = Engine(model, self.limits.rows, self.metrics)
+        self._searching = ThreadPoolExecutor(_SEARCHERS, "crem-library")
+        self.admission = Admission(self.limits, self.metrics, lambda: self._engine.job_seconds)
+        self._alone = itertools.count(1)
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new requests come in any more."""
+        return self.drains.is_set()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests are answered."""
+        return self._engine.alive and not self.draining
+
+    def close(self) -> None:
+        """Waits for what is being worked on."""
+        self._engine.close()
+        self._reader.close()
+        self._searching.shutdown()
+
+    async def embed(
+        self,
+        items: Sequence[tuple[str, Pictures]],
+        k: int | None = None,
+        dim: int | None = None,
+    ) -> tuple[np.ndarray, int]:
+        """Embeddings, float32 [N, D], and how many tokens were read.
+
+        Args:
+          items: (text, pictures) each.
+        """
+        self.model.check_finding(k, dim)
+        rows = await asyncio.gather(*(self._reader.row(*item) for item in items))
+        step = self.limits.rows
+        jobs = [Embed(deadline(), rows[i : i + step]) for i in range(0, len(rows), step)]
+        states = await self._finished(jobs)
+        tokens = sum(len(row.tokens) for row in rows)
+        return pool(np.concatenate(states), k, dim), tokens
+
+    async def answer(
+        self,
+        text: str,
+        pictures: Pictures = (),
+        turns: Sequence[tuple[str, str]] = (),
+        compressed: bool = False,
+        k: int | None = None,
+        limit: int | None = None,
+        drawing: Drawing | None = None,
+    ) -> tuple[AsyncIterator[Said], int]:
+        """An answer piece by piece, and how many tokens the question and its pictures have."""
+        self.model.check_telling(compressed, k)
+        limit = self._limit(limit)
+        row, question = await self._reader.conversation(text, pictures, turns)
+        style = self._style("compressed" if compressed else "native", drawing)
+        job = Answer(deadline(), row, question, style, k, limit)
+        return self._said(job), len(row.tokens) + len(question)
+
+    async def ask(
+        self,
+        ids: Sequence[str],
+        question: str,
+        k: int | None = None,
+        limit: int | None = None,
+        drawing: Drawing | None = None,
+    ) -> list[AsyncIterator[Said]]:
+        """Answers from the memories of entries of the library, one for each id."""
+        library = self._library()
+        limit = self._limit(limit)
+        if k is not None and k > library.about.memory_k:
+            raise ApiError(400, f"k = {k} is not in 1..{library.about.memory_k}: as stored", "k")
+        tokens = await self._reader.question(question)
+        try:
+            dtype = self.model.config.dtype
+            memory = await in_thread(self._searching, library.memories, list(ids), dtype)
+        except UnknownIdError as error:
+            raise ApiError(404, str(error), "ids", "unknown_id") from error
+        self.model.check_positions(memory, [tokens])
+        style = self._style("stored", drawing)
+        memories = [memory.take([row]) for row in range(len(ids))]
+        jobs = [Answer(deadline(), one, tokens, style, k, limit) for one in memories]
+        return [self._said(job) for job in jobs]
+
+    async def search(
+        self,
+        text: str,
+        pictures: Pictures = (),
+        k: int | None = None,
+        top: int = 10,
+        where: str | None = None,
+    ) -> list[Hit]:
+        """Entries of the library nearest to words, a picture, or both, best first."""
+        library = self._library()
+        library.about.column(k)
+        if top > self.limits.top:
+            raise ApiError(400, f"top {top} is not in 1..{self.limits.top}", "top")
+        if where is not None:
+            check_condition(where)
+        vectors, _ = await self.embed([(text, pictures)], k)
+        return await in_thread(self._searching, library.search, vectors[0], k, top, where)
+
+    async def entry(self, name: str) -> Entry:
+        """An entry of the library.
+
+        Raises:
+          ApiError: 404, there is none of this id.
+        """
+        (entry,) = await in_thread(self._searching, self._library().get, [name])
+        if entry is None:
+            raise ApiError(404, f"the library has no {name!r}", "id", "unknown_id")
+        return entry
+
+    def _library(self) -> Library:
+        if self.library is None:
+            message = "this server has no library: crem serve --library DIR"
+            raise ApiError(404, message, code="no_library")
+        return self.library
+
+    def _limit(self, limit: int | None) -> int:
+        most = self.limits.tokens
+        limit = min(ANSWER_TOKENS, most) if limit is None else limit
+        if limit > most:
+            raise ApiError(400, f"max_tokens {limit} is not in 1..{most}", "max_tokens")
+        return limit
+
+    def _style(self, source: str, drawing: Drawing | None) -> Style:
+        if drawing is None or not drawing.temperature:
+            return Style(source)
+        if drawing.seed is None:
+            return Style(source, drawing.temperature, drawing.top_p, None)
+        seed = drawing.seed % 2**31
+        return Style(source, drawing.temperature, drawing.top_p, seed, next(self._alone))
+
+    async def _finished(self, jobs: Sequence[Embed]) -> list[np.ndarray]:
+        try:
+            for job in jobs:
+                self._engine.submit(job)
+            return [await job.receive() for job in jobs]
+        finally:
+            for job in jobs:
+                job.cancel()
+
+    async def _said(self, job: Answer) -> AsyncIterator[Said]:
+        self._engine.submit(job)
+        try:
+            while True:
+                said = await job.receive()
+                yield said
+                if said.ended:
+                    return
+        finally:
+            job.cancel()
