@@ -319,6 +319,11 @@ def test_other_names_and_other_sites_are_refused_without_a_token(http):
     assert http.get("/v1/models", headers={"Host": "localhost:9"}).status_code == 200
     foreign = {"Sec-Fetch-Site": "cross-site"}
     assert http.post("/v1/embeddings", json={"input": "x"}, headers=foreign).status_code == 403
+    assert http.get("/v1/models", headers=foreign).status_code == 403
+    link = {**foreign, "Sec-Fetch-Mode": "navigate"}
+    assert http.get("/v1/models", headers=link).status_code == 200
+    own = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}
+    assert http.post("/v1/embeddings", json={"input": "x"}, headers=own).status_code == 200
 
 
 def test_varied_requests_compile_few_shapes(rng):

@@ -80,9 +80,11 @@ class Gate:
                 raise ApiError(401, "a token is needed", code="token", headers=_CHALLENGE)
         elif _name(headers.get("host", "")) not in self._access.hosts:
             raise ApiError(403, "the server is not known by this name (--allow_host)", code="host")
-        # A page of another site may make a browser send requests here, its credentials included.
+        # A page of another site may make a browser send requests here, its credentials included;
+        # all it may do is to link to the page.
         foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-        if foreign and scope["method"] not in _SAFE:
+        link = scope["method"] in _SAFE and headers.get("sec-fetch-mode") == "navigate"
+        if foreign and not link:
             raise ApiError(403, "requests of other web sites are refused", code="cross_site")
 
 

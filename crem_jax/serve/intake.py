@@ -58,16 +58,18 @@ class Intake:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length[:20]) > self._limits.body_bytes:
             raise self._too_large()
-        body = bytearray()
+        body, size = bytearray(), 0
         try:
             try:
                 async with asyncio.timeout(self._limits.body_seconds):
                     await self._read(receive, body)
             except TimeoutError as error:
                 raise ApiError(408, "the body took too long to arrive", code="slow_body") from error
-            yield bytes(body)
+            size, whole = len(body), bytes(body)
+            body.clear()
+            yield whole
         finally:
-            self._buffered -= len(body)
+            self._buffered -= size or len(body)
 
     async def _read(self, receive: Receive, body: bytearray) -> None:
         more = True
