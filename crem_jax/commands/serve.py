@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=kind,
             default=default,
             metavar="N",
-            help=f"{what} (default {default:g})",
+            help=f"{what} (default {int(default):,})",
         )
 
 
