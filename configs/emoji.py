@@ -3,16 +3,26 @@
 crem train --config=configs/emoji.py --workdir=runs/emoji
 crem train --config=configs/emoji.py:smoke --workdir=runs/smoke        # under a minute
 crem train --config=configs/emoji.py:arm=retrieval_only --workdir=…    # an ablation arm
+crem train --config=configs/emoji.py:chorus=16 --workdir=…             # so many chorus tokens
 """
 
 from ml_collections import ConfigDict
 
+FIRST_CHORUS = 2014
+"""Row of the packaged tokenizer's first chorus token; the rest of the vocabulary is spare."""
+
 ARMS = {
-    "crem": dict(),
     "retrieval_only": dict(generation=0.0),
     "generation_only": dict(retrieval=0.0, p_compressed=0.0),
     "joint_no_compression": dict(p_compressed=0.0),
+    "prompt_only": dict(retrieval=0.0),
+    "strategy_only": dict(),
+    "crem": dict(),
 }
+"""The arms of the paper's Table 3 by their losses; those of WITHOUT_CHORUS have no chorus prompt
+either, the token that ends a turn is read in its place (docs/ablation.md)."""
+
+WITHOUT_CHORUS = ("retrieval_only", "generation_only", "joint_no_compression", "strategy_only")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -54,6 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
             image_std=(0.3, 0.3, 0.3),
         ),
         num_chorus=8,
+        chorus_token="",
         temperature=0.05,
         system_prompt="",
         unroll=3,
@@ -61,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = dict(
         sources=dict(
             emoji=dict(kind="emoji", split="train"),
-            scenes=dict(kind="scenes", split="train", negatives=5, turns=3),
+            scenes=dict(kind="scenes", split="train", negatives=5, turns=3, text=0.0),
         ),
         records=dict(emoji=64, scenes=20),
         buckets=dict(
@@ -77,6 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
         generation=1.5,
         p_compressed=0.5,
         elastic=0.5,
+        elastic_k="uniform",
         learn_temperature=False,
         symmetric=True,
     )
@@ -95,6 +107,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
 
     for option in options:
+        name, _, value = option.partition("=")
         if option == "smoke":
             config.steps, config.log_every = 4, 1
             config.eval_every = config.checkpoint_every = 4
@@ -103,10 +116,49 @@ def get_config(arg: str = "") -> ConfigDict:
             config.data.candidates = 14
             for bucket, rows in dict(label=14, text=4, picture=9, scene=2).items():
                 config.data.buckets[bucket].rows = rows
-        elif option.startswith("arm=") and option[4:] in ARMS:
-            config.loss.update(ARMS[option[4:]])
+        elif name == "arm" and value in ARMS:
+            config.loss.update(ARMS[value])
+            if value in WITHOUT_CHORUS:
+                _chorus(config, "eos")
+        elif name == "chorus" and (value == "eos" or (value.isdecimal() and int(value))):
+            _chorus(config, value)
+        elif option == "system":
+            _system_prompt(config)
+        elif option == "heterogeneous":
+            _heterogeneous(config)
         else:
             raise ValueError(
-                f"unknown config option {option!r}; expected smoke or arm=<{'|'.join(ARMS)}>"
+                f"unknown config option {option!r}; expected smoke, arm=<{'|'.join(ARMS)}>, "
+                "chorus=<K|eos>, system or heterogeneous"
             )
     return config
+
+
+def _chorus(config: ConfigDict, count: str) -> None:
+    """K chorus tokens, or the token that ends a turn in their place."""
+    k = 1 if count == "eos" else int(count)
+    config.model.chorus_token = "<|im_end|>" if count == "eos" else ""
+    if k == 1:
+        config.loss.elastic = 0.0  # there is nothing to truncate
+    for bucket in config.data.buckets.values():
+        bucket.slots += k - config.model.num_chorus
+    config.model.num_chorus = k
+    rows = FIRST_CHORUS + k
+    config.model.text.vocab_size = max(config.model.text.vocab_size, -(-rows // 128) * 128)
+
+
+def _system_prompt(config: ConfigDict) -> None:
+    config.model.system_prompt = "You are a helpful assistant."
+    for bucket in config.data.buckets.values():
+        bucket.slots += 16
+
+
+def _heterogeneous(config: ConfigDict) -> None:
+    """As many pairs and conversations, but no picture serves both."""
+    data = config.data
+    for source, bucket in (("emoji", "picture"), ("scenes", "scene")):
+        arguments = data.sources[source].to_dict()
+        data.sources[f"{source}_told"] = dict(arguments, only="turns")
+        data.sources[source] = dict(arguments, only="retrieval")
+        data.records[f"{source}_told"] = data.records[source]
+        data.buckets[bucket].rows += data.records[source]

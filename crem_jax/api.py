@@ -239,6 +239,7 @@ class Model:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        sinks: int = 0,
     ) -> list[str]:
         """Answers, one for each item.
 
@@ -247,11 +248,13 @@ class Model:
           compressed: answer from the chorus alone.
           k: with `compressed`, from its first k tokens.
           temperature: 0 is greedy. top_p: nucleus.
+          sinks: with `compressed`, also keep the first so many slots of the context, such as those
+            of the system prompt.
 
         Raises:
           ValueError: as `encode`, or an empty question.
         """
-        self.check_telling(compressed, k)
+        self.check_telling(compressed, k, sinks)
         asked = [self.prepare_question(item) for item in _as_list(items)]
         contexts, questions = [row for row, _ in asked], [question for _, question in asked]
         answers = [""] * len(contexts)
@@ -259,7 +262,9 @@ class Model:
         for chosen, context in context_batches(contexts, self.config, self.unit):
             tokens, valid = self._questions([questions[i] for i in chosen], len(context.tokens))
             with self._placed(context) as context:
-                memory = _memory(self.config, self.params, context, self._kept(compressed, k))
+                memory = _memory(
+                    self.config, self.params, context, self._kept(compressed, k), sinks
+                )
                 out = decoding.generate(
                     self.config, self.params, memory, tokens, valid, sampling, max_new_tokens
                 )
@@ -276,13 +281,14 @@ class Model:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        sinks: int = 0,
     ) -> Iterator[str]:
         """One answer, piece by piece; the arguments of `generate`."""
-        self.check_telling(compressed, k)
+        self.check_telling(compressed, k, sinks)
         row, question = self.prepare_question(item)
         sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
         ((_, context),) = context_batches([row], self.config)
-        memory = _memory(self.config, self.params, context, self._kept(compressed, k))
+        memory = _memory(self.config, self.params, context, self._kept(compressed, k), sinks)
         answering = Answering(
             self.config, self.params, self.tokenizer, memory, [question], sampling, [max_new_tokens]
         )
@@ -328,10 +334,15 @@ class Model:
         if k is not None and not 1 <= k <= self.config.num_chorus:
             raise ValueError(f"k = {k} is not in 1..{self.config.num_chorus} (chorus tokens)")
 
-    def check_telling(self, compressed: bool = False, k: int | None = None) -> None:
+    def check_telling(self, compressed: bool = False, k: int | None = None, sinks: int = 0) -> None:
         """Raises ValueError where `generate` would, whatever the items."""
-        if k is not None and not compressed:
-            raise ValueError(f"k = {k} needs compressed=True: native answers see everything")
+        for name, value in (("k", k), ("sinks", sinks)):
+            if value and not compressed:
+                raise ValueError(
+                    f"{name} = {value} needs compressed=True: native answers see everything"
+                )
+        if sinks < 0:
+            raise ValueError(f"sinks = {sinks} is not at least 0")
         if compressed and not self.config.num_chorus:
             raise ValueError("this model has no chorus tokens to answer from; ask it natively")
         self._check_k(k)
@@ -388,10 +399,12 @@ def _chorus(config: ModelConfig, params: crem.Params, context: Context) -> jax.A
     return crem.compress(config, params, context).chorus
 
 
-@functools.partial(jax.jit, static_argnames=("config", "kept"))
-def _memory(config: ModelConfig, params: crem.Params, context: Context, kept: int | None) -> Memory:
+@functools.partial(jax.jit, static_argnames=("config", "kept", "sinks"))
+def _memory(
+    config: ModelConfig, params: crem.Params, context: Context, kept: int | None, sinks: int = 0
+) -> Memory:
     memory = crem.compress(config, params, context)
-    return memory if kept is None else memory.chorus_only(kept)
+    return memory if kept is None else memory.chorus_only(kept, sinks)
 
 
 def joined(parts: Sequence[Memory]) -> Memory:

@@ -17,14 +17,16 @@ from crem_jax.commands.memory import use_huge_pages
 VERBS = {
     "train": ("train", "train a model from a config, or resume its run"),
     "plan": ("plan", "what a training step needs of a TPU pod, before it is rented"),
+    "ablate": ("ablate", "compare ways to train: the paper's tables, and studies of one setting"),
     "eval": ("evaluate", "measure how well a model finds and tells"),
     "eval mmeb": ("evaluate_mmeb", "measure how well a model finds, on MMEB"),
     "eval comprehension": ("evaluate_comprehension", "measure what a model understands"),
     "report": ("report", "gather a run in one HTML page"),
     "find": ("find", "rank a folder or a library by words, by a picture, or both"),
+    "look": ("look", "see what the chorus tokens look at in a picture"),
     "tell": ("tell", "ask about a picture, or about an entry of a library"),
     "index": ("index", "put pictures and texts into a library"),
-    "library": ("library", "look after a library: stats, compact, verify"),
+    "library": ("library", "look after a library: stats, compact, verify, map"),
     "serve": ("serve", "answer over HTTP: OpenAI's interface, searching, asking, a page"),
     "prepare": ("prepare", "write training data as a sharded tfds data set"),
     "doctor": ("doctor", "check every record of training data"),
@@ -34,7 +36,7 @@ VERBS = {
 }
 """verb: (module of crem_jax.commands, what it does)."""
 
-RESUMED = ("train", "index", "eval mmeb", "eval comprehension")
+RESUMED = ("train", "ablate", "index", "eval mmeb", "eval comprehension")
 """Verbs that go on where they were interrupted."""
 
 USAGE = 2
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(VERBS)}"
         return _refuse("crem", f"{verb!r} is no verb; {hint}")
-    if from_shell and argv[0] in ("train", "eval", "import", "export"):
+    if from_shell and argv[0] in ("train", "ablate", "eval", "import", "export"):
         use_huge_pages()
     command = importlib.import_module(f"crem_jax.commands.{VERBS[verb][0]}")
     try:

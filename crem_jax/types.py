@@ -113,11 +113,18 @@ class Memory:
         region = jnp.where((slot[None] >= k[:, None]), PAD, self.region)
         return self.replace(region=region, next_position=self.next_position - self.num_chorus + k)
 
-    def chorus_only(self, k: int | None = None) -> Memory:
-        """Drops the context's keys and values: the compressed memory of k chorus slots."""
+    def chorus_only(self, k: int | None = None, sinks: int = 0) -> Memory:
+        """Drops the context's keys and values: the compressed memory of k chorus slots.
+
+        Args:
+          sinks: also keeps those of the first slots, to which attention often goes for want of
+            anything better (arXiv 2309.17453).
+        """
         k = self.num_chorus if k is None else k
         start = self.region.shape[1] - self.num_chorus
         kept = slice(start, start + k)
+        if sinks:
+            kept = np.r_[: min(sinks, start), kept]
         return Memory(
             kv=jax.tree.map(lambda x: x[:, :, :, kept], self.kv),
             region=self.region[:, kept],

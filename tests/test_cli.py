@@ -162,6 +162,7 @@ def test_tell_answers_a_question_from_a_few_chorus_tokens(capsys, tiny_model_dir
         "question": "is it a tree?",
         "compressed": True,
         "k": 3,
+        "sinks": 0,
     }
 
 

@@ -13,7 +13,7 @@ import samples
 
 from crem_jax.config import STYLES
 from crem_jax.model.decoder import empty_cache
-from crem_jax.types import CHORUS, TARGET
+from crem_jax.types import CHORUS, CONTEXT, PAD, TARGET
 
 SLOTS, PATCHES, TARGETS = 32, 32, 6
 
@@ -111,6 +111,23 @@ def test_chorus_only_equals_hiding_the_context(oracle, halves):
     for z in (False, True):
         got = hf.answers(oracle, small, target, z)
         np.testing.assert_allclose(got[target.valid], expected[target.valid], atol=1e-5)
+
+
+def test_sinks_are_the_first_context_slots_kept_beside_the_chorus(oracle, halves):
+    memory, target = halves
+    slots = np.arange(memory.region.shape[1])
+    later = (memory.region == CONTEXT) & (slots >= 2)
+    expected = hf.answers(
+        oracle, memory.replace(region=np.where(later, PAD, memory.region)), target, 0
+    )
+    small = memory.chorus_only(sinks=2)
+    assert small.kv.keys.shape[3] == hf.K + 2
+    got = hf.answers(oracle, small, target, False)
+    np.testing.assert_allclose(got[target.valid], expected[target.valid], atol=1e-5)
+    native = hf.answers(oracle, memory, target, False)
+    all_kept = hf.answers(oracle, memory.chorus_only(sinks=999), target, False)
+    np.testing.assert_allclose(all_kept[target.valid], native[target.valid], atol=1e-5)
+    assert not np.allclose(got[target.valid], native[target.valid], atol=1e-3)
 
 
 @pytest.mark.parametrize("k", [1, 4])

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from crem_jax.data import build_emoji, train_tokenizer
-from crem_jax.data.sources import emoji, questions, scene, scenes
+from crem_jax.data.sources import emoji, questions, scene, scenes, sign
 from crem_jax.data.sources.cutout import cut_out
 
 TOKENIZER_DIR = emoji.DATA_DIR.parents[1] / "tokenizer"
@@ -280,3 +280,39 @@ def test_the_words_of_scenes_and_every_special_token_are_one_token_each(tokenize
     spaced = {f" {word}" for word in words - {"\n"}}
     texts = [*words, *spaced, *train_tokenizer.SPECIAL_TOKENS]
     assert [t for t in texts if len(tokenizer(t).input_ids) != 1] == []
+
+
+def test_signs_stand_in_free_cells_and_say_in_the_held_out_split_what_training_never_does(rng):
+    signed = scenes.Scenes(text=1.0, turns=8)
+    said = set()
+    for i in range(300):
+        record = signed.record(i, np.random.default_rng(i))
+        said |= {answer for question, answer in record.turns if question == sign.SAY}
+    assert said and said <= set(sign.texts("train")) and any(text.isalpha() for text in said)
+    held_out = scenes.Scenes("heldout", text=1.0)
+    for s in map(held_out.scene, range(60)):
+        assert bool(s.sign) == (len(s.things) < 4)
+        if not s.sign:
+            continue
+        assert s.sign.text in sign.texts("heldout") and s.sign.text not in sign.texts("train")
+        assert f"sign {s.sign.text} {scene.CELLS[s.sign.cell]}" in questions.caption(s)
+        assert ("sign", sign.SAY, s.sign.text) in questions.questions(s, rng)
+        edits = questions.caption_edits(s, questions.MAX_EDITS, rng)
+        true = questions.caption(s)
+        assert len(set(edits)) == questions.MAX_EDITS and true not in edits
+        assert all(edit.count("sign") == 1 for edit in edits)
+
+
+def test_a_sign_is_drawn_in_its_cell_alone_and_fits():
+    things = (scene.Thing(0, "tiger"),)
+    plain = scene.Scene(things).draw(np.random.default_rng(1))
+    for text in ("7", "888", "www"):
+        signed = scene.Scene(things, sign.Sign(3, text)).draw(np.random.default_rng(1))
+        changed = np.argwhere((np.abs(signed.astype(int) - plain) > 30).any(-1))
+        assert changed.min() >= 48 and len(changed) > 100
+        height, width = sign.board(text, 48).shape[:2]
+        assert height <= 48 and width <= 48
+    with pytest.raises(ValueError, match="sign's cell 0 is none of the free"):
+        scene.Scene(things, sign.Sign(0, "7"))
+    with pytest.raises(ValueError, match="text is 2; expected a share"):
+        scenes.Scenes(text=2)

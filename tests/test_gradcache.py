@@ -174,8 +174,8 @@ alone, expected = jax.jit(lambda s, b: train_step(s, b, seed=0, **whole.step_arg
 mesh = meshes.make_mesh((2, 2, 2))
 shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.abstract_state(chunked, mesh))
 with jax.set_mesh(mesh):
-    step = layout.jit_step(chunked, 0, shardings, mesh)
-    state, metrics = step(jax.device_put(start, shardings), layout.put(batch, mesh))
+    step = layout.jit_step(chunked, shardings, mesh)
+    state, metrics = step(jax.device_put(start, shardings), layout.put(batch, mesh), np.uint32(0))
 alone, state = (trees.flatten(jax.device_get(s.params)) for s in (alone, state))
 print(json.dumps({
     "losses": [float(expected["loss"]), float(metrics["loss"])],

@@ -60,8 +60,8 @@ for shape in shapes:
     mesh = meshes.make_mesh(tuple(shape))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.abstract_state(parts, mesh))
     with jax.set_mesh(mesh):
-        step = layout.jit_step(parts, config.seed, shardings, mesh)
-        lowered = step.lower(start, parts.stream.batch(0))
+        step = layout.jit_step(parts, shardings, mesh)
+        lowered = step.lower(start, parts.stream.batch(0), np.uint32(0))
     result["meshes"][str(tuple(shape))] = {
         "losses": [line["loss"] for line in read_metrics(workdir / "metrics.jsonl")],
         "apart": max(float(jnp.abs(jax.device_get(a) - b).max())

@@ -335,6 +335,21 @@ def test_a_file_that_is_no_json_list_is_refused(tmp_path, text, complaint):
 # choosing
 
 
+def test_a_half_of_every_record_may_be_left_out():
+    whole = make_sources({"s": {"kind": "scenes"}})["s"].record(3)
+    pairs = make_sources({"s": {"kind": "scenes", "only": "retrieval"}})["s"].record(3)
+    told = make_sources({"s": {"kind": "scenes", "only": "turns", "limit": 9}})["s"]
+    assert len(told) == 9 and whole.turns and whole.negatives
+    assert pairs.positives[0].text == whole.positives[0].text and not pairs.turns
+    record = told.record(3)
+    assert record.turns and not record.positives and not record.negatives
+    half = make_sources({"s": {"kind": "emoji", "only": "turns"}})["s"]
+    assert hasattr(pickle.loads(pickle.dumps(half)), "clustered_order")
+    assert not hasattr(told, "clustered_order")
+    with pytest.raises(ValueError, match="only is 'half'; expected retrieval or turns"):
+        make_sources({"s": {"kind": "scenes", "only": "half"}})
+
+
 def test_an_index_and_a_limit_choose_records_of_any_source(root):
     path = jsonl(root, *({"query": f"q{i}", "positives": "a"} for i in range(20)))
     good = np.arange(20) % 4 != 0

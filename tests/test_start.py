@@ -14,6 +14,9 @@ from tiny_run import tiny_config
 from crem_jax import api, trees
 from crem_jax.checkpoint import load_config, load_model
 from crem_jax.config import ConfigError
+from crem_jax.convert.huggingface import export_hf
+from crem_jax.generate import decoding
+from crem_jax.generate.decoding import Sampling
 from crem_jax.train import layout
 from crem_jax.train.loop import train
 from crem_jax.train.setup import make_parts
@@ -116,3 +119,25 @@ def test_a_shape_other_than_that_of_the_weights_is_refused(tiny_model_dir):
     config.model.text, config.model.num_chorus = {}, 8
     with pytest.raises(ConfigError, match=r"num_chorus is 4, config\.model says 8"):
         make_parts(config)
+
+
+def test_a_token_that_exists_may_stand_for_the_chorus(tiny_model_dir, tmp_path):
+    config = tiny_config()
+    config.model.chorus_token, config.model.num_chorus = "<|im_end|>", 1
+    model, tokenizer = (parts := make_parts(config)).model, parts.tokenizer
+    assert model.chorus_ids == (model.eos_token_id,)
+    params = layout.fresh_state(parts, jax.random.key(0)).params
+    own = api.Model(model, params, tokenizer)
+    assert own.encode(["a tiger"]).shape == (1, model.text.hidden_size)
+    hidden = np.zeros((1, model.text.hidden_size), np.float32)
+    greedy = Sampling(np.float32(0), np.float32(1), np.int32(0))
+    table = np.zeros_like(params["backbone"]["embedding"])
+    table[model.eos_token_id] = 1
+    said = {**params, "backbone": {**params["backbone"], "embedding": table}}
+    assert decoding._choose(model, said, hidden + 1, greedy, 0) == model.eos_token_id
+    with pytest.raises(ConfigError, match="reads the token that ends a turn"):
+        export_hf(model, params, tokenizer, tmp_path / "out")
+    for token, count, reason in (("<|no|>", 1, "is no token"), ("<|im_end|>", 2, "num_chorus = 1")):
+        config.model.chorus_token, config.model.num_chorus = token, count
+        with pytest.raises(ConfigError, match=reason):
+            make_parts(config)

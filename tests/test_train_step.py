@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from tiny_run import tiny_config
 
 from crem_jax import trees
+from crem_jax.config import ConfigError
 from crem_jax.data.pipeline import Stream
 from crem_jax.model import crem
 from crem_jax.train import cross_entropy, joint
@@ -162,11 +163,21 @@ def test_elastic_retrieval_weighs_the_whole_chorus_and_a_random_part_of_it(param
     np.testing.assert_allclose(rigid["retrieval"], whole, rtol=1e-5)
 
 
-def test_random_k_is_uniform_over_one_to_all():
-    drawn = np.asarray(joint._random_k(KEY, (8000,), 4))
+@pytest.mark.parametrize(
+    ("how", "shares"),
+    [
+        ("uniform", [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
+        ("halves", [1 / 3, 1 / 3, 0, 1 / 3]),
+        ("short", [12 / 25, 6 / 25, 4 / 25, 3 / 25]),
+    ],
+)
+def test_random_k_is_drawn_from_one_to_all(how, shares):
+    drawn = np.asarray(joint._random_k(KEY, (8000,), 4, how))
     counts = np.bincount(drawn, minlength=6)
     assert counts[0] == counts[5] == 0
-    np.testing.assert_allclose(counts[1:5] / 8000, 0.25, atol=0.03)
+    np.testing.assert_allclose(counts[1:5] / 8000, shares, atol=0.03)
+    with pytest.raises(ConfigError, match="elastic_k 'long' is not one of uniform, halves, short"):
+        LossConfig(elastic_k="long")
 
 
 @pytest.mark.parametrize(

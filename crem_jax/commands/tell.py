@@ -44,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--k", type=positive, metavar="K", help="with --compressed or --in, from its first K tokens"
     )
     parser.add_argument(
+        "--sinks",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="with --compressed, keep the first N slots of the context too (default 0)",
+    )
+    parser.add_argument(
         "--temperature", type=temperature, default=0.0, metavar="T", help="0 is greedy (default)"
     )
     parser.add_argument(
@@ -63,6 +70,10 @@ def run(args: argparse.Namespace) -> None:
     args.question = QUESTION if args.question is None else args.question
     if args.k and not args.compressed:
         raise ValueError(f"--k {args.k} needs --compressed: a native answer sees everything")
+    if args.sinks and not args.compressed:
+        raise ValueError(
+            f"--sinks {args.sinks} needs --compressed: a native answer sees everything"
+        )
 
     from crem_jax.api import load
     from crem_jax.commands.output import print_json
@@ -72,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
         {"image": Path(args.image), "text": args.question},
         compressed=args.compressed,
         k=args.k,
+        sinks=args.sinks,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
         top_p=args.top_p,
@@ -85,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
                 "question": args.question,
                 "compressed": args.compressed,
                 "k": (args.k or model.config.num_chorus) if args.compressed else None,
+                "sinks": args.sinks if args.compressed else None,
             }
         )
         return
@@ -99,6 +112,8 @@ def _from_library(args: argparse.Namespace) -> None:
         raise ValueError(f"--in {args.library} needs --id X; `crem find` shows ids")
     if args.question is not None:
         raise ValueError(f"IMAGE {args.image!r} is not used with --in; give the question alone")
+    if args.sinks:
+        raise ValueError(f"--sinks {args.sinks}: a library keeps the chorus alone")
     question = QUESTION if args.image is None else args.image
 
     from crem_jax.library.library import open as open_library

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from crem_jax import lazy
-from crem_jax.config import ModelConfig, VisionConfig
+from crem_jax.config import ConfigError, ModelConfig, VisionConfig
 from crem_jax.convert import config_json, table
 from crem_jax.convert.card import model_card
 from crem_jax.convert.safetensors_io import (
@@ -115,7 +115,13 @@ def export_hf(
     Raises:
       WeightsError: the parameters do not fit the config, the directory is not empty, or what is
         read back differs.
+      ConfigError: an ordinary token stands for the chorus (`model.chorus_token`).
     """
+    if config.eos_token_id in config.chorus_ids:
+        raise ConfigError(
+            "this model reads the token that ends a turn in place of a chorus "
+            "(model.chorus_token); such a baseline has no export"
+        )
     tensors = table.to_hf(config, params)
     dtype = dtype or str(tensors[table.EMBEDDING].dtype)
     config = config.replace(dtype=dtype) if dtype in DTYPES else config

@@ -25,7 +25,7 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "sharegpt": ShareGpt,
     "tfds": TfdsRecords,
 }
-_SELECTION = ("index", "limit", "limit_seed")
+_SELECTION = ("index", "limit", "limit_seed", "only")
 
 
 def make_sources(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
@@ -48,7 +48,8 @@ def make_source(kind: str, arguments: Mapping[str, Any], where: str = "source") 
 
     Args:
       arguments: the kind's own, and for any kind `index` (a file that `crem doctor` wrote: only
-        its good records), `limit` (so many records, chosen by a shuffle) and `limit_seed`.
+        its good records), `limit` (so many records, chosen by a shuffle), `limit_seed`, and `only`
+        ("retrieval" or "turns": that half of every record).
       where: names the source in errors.
 
     Raises:

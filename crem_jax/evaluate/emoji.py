@@ -46,61 +46,109 @@ def quick(model: Model) -> dict[str, float]:
     return {key: value for key, value in scores.items() if key != "elastic"}
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Names:
+    """Chorus states of a split's pictures [N, K, D] and of all names [M, K, D].
+
+    positive: bool [N, M], which names a picture has. own: the split's own names.
+    """
+
+    pictures: np.ndarray
+    labels: np.ndarray
+    positive: np.ndarray
+    own: list[int]
+
+    @staticmethod
+    def of(model: Model, split: str) -> Names:
+        everything, asked = load_emoji("all"), EmojiPictures(split)
+        true = [set(same_picture_names(asked[i])) for i in range(len(asked))]
+        return Names(
+            pictures=model.chorus_states([asked.draw(i) for i in range(len(asked))]),
+            labels=model.chorus_states([emoji.name for emoji in everything]),
+            positive=np.array([[emoji.name in names for emoji in everything] for names in true]),
+            own=[i for i, emoji in enumerate(everything) if emoji.split == split],
+        )
+
+    def scores(self, k: int | None = None) -> dict[str, float]:
+        """By the first k chorus tokens: name_p1, name_p5 and picture_p1."""
+        scores = pool(self.pictures, k) @ pool(self.labels, k).T
+        own = scores[:, self.own].T, self.positive[:, self.own].T
+        return {
+            "name_p1": precision_at(scores, self.positive, 1),
+            "name_p5": precision_at(scores, self.positive, 5),
+            "picture_p1": precision_at(*own, 1),
+        }
+
+
 def names(model: Model, split: str) -> dict[str, float]:
     """A split's pictures → their name among all names, and back among the split's pictures."""
-    everything, asked = load_emoji("all"), EmojiPictures(split)
-    pictures = model.chorus_states([asked.draw(i) for i in range(len(asked))])
-    labels = model.chorus_states([emoji.name for emoji in everything])
-    true = [set(same_picture_names(asked[i])) for i in range(len(asked))]
-    positive = np.array([[emoji.name in names for emoji in everything] for names in true])
-    own = [i for i, emoji in enumerate(everything) if emoji.split == split]
-    scores = pool(pictures) @ pool(labels).T
-    elastic = {
-        k: precision_at(pool(pictures, k) @ pool(labels, k).T, positive, 5)
-        for k in ELASTIC
-        if k <= model.config.num_chorus
-    }
-    return {
-        f"{split}_name_p1": precision_at(scores, positive, 1),
-        f"{split}_name_p5": precision_at(scores, positive, 5),
-        f"{split}_picture_p1": precision_at(scores[:, own].T, positive[:, own].T, 1),
-        "elastic": elastic,
-    }
+    states = Names.of(model, split)
+    prefixes = [k for k in ELASTIC if k <= model.config.num_chorus]
+    scores = {f"{split}_{name}": score for name, score in states.scores().items()}
+    return scores | {"elastic": {k: states.scores(k)["name_p5"] for k in prefixes}}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Captioned:
+    """Chorus states of N held-out scenes [N, K, D], their captions, and their captions' edits."""
+
+    pictures: np.ndarray
+    captions: np.ndarray
+    edits: np.ndarray
+
+    @staticmethod
+    def of(model: Model, count: int = SCENES) -> Captioned:
+        records = scene_records(count)
+        return Captioned(
+            pictures=model.chorus_states([record.query for record in records]),
+            captions=model.chorus_states([record.positives[0] for record in records]),
+            edits=model.chorus_states([item for r in records for item in r.negatives]),
+        )
+
+    def scores(self, k: int | None = None) -> dict[str, float]:
+        """By the first k chorus tokens: scene_p1 and scene_hard_p1."""
+        pictures, captions = pool(self.pictures, k), pool(self.captions, k)
+        count = len(pictures)
+        scores, diagonal = pictures @ captions.T, np.eye(count, dtype=bool)
+        edits = pool(self.edits, k).reshape(count, MAX_EDITS, -1)
+        own = np.einsum("qd,qd->q", pictures, captions)[:, None]
+        hard = np.concatenate([own, np.einsum("qd,qmd->qm", pictures, edits)], axis=1)
+        first = np.zeros(hard.shape, bool)
+        first[:, 0] = True
+        to_caption, to_picture = ranks(scores, diagonal), ranks(scores.T, diagonal)
+        return {
+            "scene_p1": float((np.mean(to_caption == 0) + np.mean(to_picture == 0)) / 2),
+            "scene_hard_p1": precision_at(hard, first),
+        }
 
 
 def scenes(model: Model) -> dict[str, float]:
     """Held-out scenes: caption ⇄ picture, and the true caption against one-attribute edits."""
-    records = scene_records(SCENES)
-    pictures = model.encode([record.query for record in records])
-    captions = model.encode([record.positives[0] for record in records])
-    scores, diagonal = pictures @ captions.T, np.eye(SCENES, dtype=bool)
-    edits = model.encode([item for record in records for item in record.negatives])
-    edits = edits.reshape(SCENES, MAX_EDITS, -1)
-    own = np.einsum("qd,qd->q", pictures, captions)[:, None]
-    hard = np.concatenate([own, np.einsum("qd,qmd->qm", pictures, edits)], axis=1)
-    first = np.zeros(hard.shape, bool)
-    first[:, 0] = True
-    to_caption, to_picture = ranks(scores, diagonal), ranks(scores.T, diagonal)
-    return {
-        "scene_p1": float((np.mean(to_caption == 0) + np.mean(to_picture == 0)) / 2),
-        "scene_hard_p1": precision_at(hard, first),
-    }
+    return Captioned.of(model).scores()
 
 
 def visual_questions(model: Model, count: int = SCENES) -> dict[str, float]:
     """Exact answers about held-out scenes, natively and from the chorus alone."""
-    asked, records = scene_questions(count), scene_records(count)
-    items = [{"image": records[q.scene].query.images[0], "text": q.question} for q in asked]
-    truth = [q.answer for q in asked]
-    out = {"scene_vqa_native": _exact(model.generate(items, max_new_tokens=8), truth)}
+    out = {"scene_vqa_native": exact_answers(model, count)}
     if model.config.num_chorus:
-        answers = model.generate(items, compressed=True, max_new_tokens=8)
-        out["scene_vqa_compressed"] = _exact(answers, truth)
+        out["scene_vqa_compressed"] = exact_answers(model, count, compressed=True)
     by_kind = defaultdict(Counter)
+    asked = scene_questions(count)
     for q in asked:
         by_kind[q.kind][q.answer] += 1
     commonest = sum(answers.most_common(1)[0][1] for answers in by_kind.values())
     return out | {"scene_vqa_majority": commonest / len(asked)}
+
+
+def exact_answers(model: Model, count: int, **how) -> float:
+    """Share of exact answers to all questions about `count` held-out scenes.
+
+    Args:
+      how: as for `Model.generate`: compressed, k, sinks.
+    """
+    asked, records = scene_questions(count), scene_records(count)
+    items = [{"image": records[q.scene].query.images[0], "text": q.question} for q in asked]
+    return exact(model.generate(items, max_new_tokens=8, **how), [q.answer for q in asked])
 
 
 def describe(model: Model, count: int = DESCRIBED) -> dict[str, float]:
@@ -110,10 +158,10 @@ def describe(model: Model, count: int = DESCRIBED) -> dict[str, float]:
     items = [{"image": seen.draw(int(i)), "text": WHAT} for i in chosen]
     truth = [same_picture_names(seen[int(i)]) for i in chosen]
     native = model.generate(items, max_new_tokens=20)
-    out = {"describe_seen_exact_native": _exact(native, truth)}
+    out = {"describe_seen_exact_native": exact(native, truth)}
     if model.config.num_chorus:
         compressed = model.generate(items, compressed=True, max_new_tokens=20)
-        out["describe_seen_exact_compressed"] = _exact(compressed, truth)
+        out["describe_seen_exact_compressed"] = exact(compressed, truth)
     return out
 
 
@@ -135,7 +183,7 @@ def scene_records(count: int = SCENES) -> list[Record]:
     return [source.record(i) for i in range(count)]
 
 
-def _exact(answers: list[str], truth: list) -> float:
+def exact(answers: list[str], truth: list) -> float:
     """Share of answers equal to the truth, or to one of several truths."""
     right = [
         answer == true if isinstance(true, str) else answer in true

@@ -15,7 +15,7 @@ from crem_jax.data.records import Picture
 from crem_jax.data.rows import pad_targets
 from crem_jax.data.shapes import context_batches, step_up
 from crem_jax.model import crem
-from crem_jax.train.losses import language_modelling
+from crem_jax.train import cross_entropy
 from crem_jax.types import Context, Target
 
 
@@ -24,12 +24,14 @@ def token_accuracy(
     pictures: Sequence[Picture],
     turns: Sequence[tuple[str, str]],
     compressed: bool = False,
+    k: int | None = None,
+    sinks: int = 0,
 ) -> float:
     """Share of answer tokens that are the likeliest, given the true ones before them.
 
     Args:
       pictures: one a sample. turns: (question, answer) about each.
-      compressed: from the chorus alone (z = 1), else natively.
+      compressed, k, sinks: as for `Model.generate`.
     """
     contexts = [model.prepare(picture) for picture in pictures]
     rows = [model.prompter.target([turn]) for turn in turns]
@@ -39,18 +41,25 @@ def token_accuracy(
         width = step_up(max(len(row.tokens) for row in members))
         members += [None] * (len(context.tokens) - len(members))
         target = pad_targets(members, model.config, width, width)
-        hits = _hits(model.config, model.params, context, target, np.bool_(compressed))
+        kept = (k or model.config.num_chorus) if compressed else None
+        hits = _hits(model.config, model.params, context, target, kept, sinks)
         right, total = right + int(hits), total + int(np.sum(target.answer >= 0))
     return right / max(total, 1)
 
 
-@functools.partial(jax.jit, static_argnames=("config",))
+@functools.partial(jax.jit, static_argnames=("config", "kept", "sinks"))
 def _hits(
-    config: ModelConfig, params: crem.Params, context: Context, target: Target, compressed: bool
+    config: ModelConfig,
+    params: crem.Params,
+    context: Context,
+    target: Target,
+    kept: int | None,
+    sinks: int,
 ) -> jax.Array:
-    z = jnp.broadcast_to(compressed, target.tokens.shape[:1])
     memory = crem.compress(config, params, context)
-    hidden, _ = crem.decode(config, params, memory, target, z)
+    if kept is not None:
+        memory = memory.chorus_only(kept, sinks)
+    seen = jnp.zeros(target.tokens.shape[:1], bool)
+    hidden, _ = crem.decode(config, params, memory, target, seen)
     hidden = jnp.take_along_axis(hidden, target.answer_slot[..., None], axis=1)
-    _, right = language_modelling(crem.logits(config, params, hidden), target.answer)
-    return jnp.sum(right)
+    return jnp.sum(cross_entropy.plain(crem.logits(config, params, hidden), target.answer).right)

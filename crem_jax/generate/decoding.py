@@ -110,8 +110,9 @@ def _decode(config, params, memory: Memory, tokens, valid, cache: Cache):
 
 def _choose(config: ModelConfig, params, hidden, sampling: Sampling, index) -> jax.Array:
     logits = crem.logits(config, params, hidden)
-    if config.num_chorus:
-        logits = logits.at[:, jnp.asarray(config.chorus_ids)].set(-jnp.inf)
+    unsaid = [token for token in config.chorus_ids if token != config.eos_token_id]
+    if unsaid:
+        logits = logits.at[:, jnp.asarray(unsaid)].set(-jnp.inf)
     key = jax.random.fold_in(jax.random.key(sampling.seed), index)
     return next_token(logits, key, jnp.asarray(sampling.temperature), jnp.asarray(sampling.top_p))
 

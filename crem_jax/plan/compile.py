@@ -84,7 +84,8 @@ def plan(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     clock, cpu = time.perf_counter(), time.process_time()
     with jax.set_mesh(grid):
-        lowered = layout.jit_step(objective, config.seed, shardings, grid).lower(state, batch)
+        seed = jax.ShapeDtypeStruct((), "uint32")
+        lowered = layout.jit_step(objective, shardings, grid).lower(state, batch, seed)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Hit = tuple[Picture | str, str, bool | None]
 """What was found (a str is text, a file is a Path), its label, and whether it is right if known."""
 
-_RIGHT, _WRONG, INK, _FAINT = "#1a7f37", "#c62828", "#222222", "#8c8c8c"
+_RIGHT, _WRONG, INK, FAINT = "#1a7f37", "#c62828", "#222222", "#8c8c8c"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f5fc4", "#555555")
 _PANELS = {  # title: which metrics it shows; the first that matches takes a metric
     "evaluation": re.compile(r"^eval/"),
@@ -114,7 +114,7 @@ def retrieval_grid(
             cell.axis("off")
     titles = ["query", *(f"{rank}." for rank in range(1, columns))]
     for cell, title in zip(cells[0], titles, strict=True):
-        cell.set_title(title, fontsize=9, color=_FAINT)
+        cell.set_title(title, fontsize=9, color=FAINT)
     save_figure(figure, path)
 
 
@@ -145,7 +145,7 @@ def answers_sheet(
     for index, (picture, truth, native, compressed) in enumerate(rows):
         line, column = divmod(index, columns)
         image, text = cells[line, 2 * column : 2 * column + 2]
-        image.imshow(_thumbnail(picture), interpolation="bicubic")
+        image.imshow(thumbnail(picture), interpolation="bicubic")
         _draw_answer(text, 0.98, "truth", truth, INK, "")
         for top, name, answer in ((0.65, "native", native), (0.32, "compressed", compressed)):
             right = _same(answer, truth)
@@ -206,7 +206,7 @@ def _draw_cell(
         axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, **style)
         axes.set_box_aspect(1)
     else:
-        image = _thumbnail(content)
+        image = thumbnail(content)
         side = max(image.size)
         axes.imshow(image, interpolation="bicubic")
         # Every cell is square, with the picture in its middle.
@@ -220,7 +220,7 @@ def _draw_cell(
 
 def _draw_answer(axes: Axes, top: float, name: str, text: str, colour: str, mark: str) -> None:
     style = {"transform": axes.transAxes, "va": "top", "parse_math": False}
-    axes.text(0, top, name, fontsize=7, color=_FAINT, **style)
+    axes.text(0, top, name, fontsize=7, color=FAINT, **style)
     shown = _wrapped(text.strip() or "(nothing)", 48, 2) + mark
     axes.text(0, top - 0.1, shown, fontsize=9, color=colour, **style)
 
@@ -233,7 +233,8 @@ def _wrapped(text: str, width: int, lines: int) -> str:
     return textwrap.fill(text, width, max_lines=lines, placeholder=" …")
 
 
-def _thumbnail(picture: Picture) -> Image.Image:
+def thumbnail(picture: Picture) -> Image.Image:
+    """A small copy of a picture."""
     image = open_picture(picture)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC)
     return image

@@ -14,6 +14,10 @@ from crem_jax.train import cross_entropy
 from crem_jax.train.losses import Metrics, info_nce
 from crem_jax.types import Batch, Target, pooled
 
+ELASTIC_K = ("uniform", "halves", "short")
+"""Distributions of the truncated chorus' length over 1..K: all alike; K, K/2, K/4, … 1 alike; and
+k with a probability proportional to 1/k."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
@@ -24,6 +28,7 @@ class LossConfig:
       p_compressed: probability of z = 1 for each sample.
       elastic: share of samples whose chorus is truncated to a random k ≤ K, so that any k works
         at inference: that weight in the retrieval loss, that share of the compressed samples.
+      elastic_k: how that k is drawn, one of ELASTIC_K.
       dims: prefixes of the embedding that shall work on their own (Matryoshka, arXiv 2205.13147).
         The truncated embedding of a step has the first k chorus tokens and the first d numbers,
         d drawn from these and D; `elastic` is its weight.
@@ -42,6 +47,7 @@ class LossConfig:
     generation: float = 1.0
     p_compressed: float = 0.5
     elastic: float = 0.5
+    elastic_k: str = "uniform"
     dims: tuple[int, ...] = ()
     temperature: float = 0.02
     learn_temperature: bool = False
@@ -56,6 +62,9 @@ class LossConfig:
             raise ConfigError("loss.retrieval and loss.generation are both 0; nothing to train")
         if self.dims and not self.elastic:
             raise ConfigError("loss.dims needs loss.elastic above 0: the weight of the short ones")
+        if self.elastic_k not in ELASTIC_K:
+            known = ", ".join(ELASTIC_K)
+            raise ConfigError(f"loss.elastic_k {self.elastic_k!r} is not one of {known}")
 
 
 @flax.struct.dataclass
@@ -95,9 +104,11 @@ def draw(batch: Batch, key: jax.Array, model: ModelConfig, loss: LossConfig) -> 
         if loss.elastic:
             random_key, chosen_key = jax.random.split(jax.random.fold_in(k_key, i))
             chosen = z[name] & jax.random.bernoulli(chosen_key, loss.elastic, shape)
-            k = _random_k(random_key, shape, model.num_chorus)
+            k = _random_k(random_key, shape, model.num_chorus, loss.elastic_k)
             kept[name] = jnp.where(chosen, k, model.num_chorus)
-    k = _random_k(retrieval_key, (), model.num_chorus) if loss.elastic else None
+    k = None
+    if loss.elastic:
+        k = _random_k(retrieval_key, (), model.num_chorus, loss.elastic_k)
     dim = None
     if loss.dims:
         dims = jnp.asarray((*loss.dims, model.text.hidden_size))
@@ -253,6 +264,11 @@ def _share(right: jax.Array, count: jax.Array, chosen: jax.Array) -> jax.Array:
     return jnp.where(total > 0, share, jnp.nan)
 
 
-def _random_k(key: jax.Array, shape: tuple[int, ...], largest: int) -> jax.Array:
-    """int32 k, uniform over 1..K."""
-    return jax.random.randint(key, shape, 1, largest + 1)
+def _random_k(key: jax.Array, shape: tuple[int, ...], largest: int, how: str) -> jax.Array:
+    """int32 k in 1..K, see ELASTIC_K."""
+    if how == "uniform":
+        return jax.random.randint(key, shape, 1, largest + 1)
+    if how == "halves":
+        return largest >> jax.random.randint(key, shape, 0, largest.bit_length())
+    weights = -jnp.log(jnp.arange(1, largest + 1, dtype=jnp.float32))
+    return 1 + jax.random.categorical(key, weights, shape=shape).astype(jnp.int32)

@@ -113,15 +113,15 @@ def state_shardings(state: TrainState, boxed_params: Any, mesh: Mesh) -> TrainSt
 
 
 def jit_step(
-    parts: Objective, seed: int, shardings: TrainState, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`train_step` for states and batches that lie on the mesh; the old state is given up.
+    parts: Objective, shardings: TrainState, mesh: Mesh
+) -> Callable[[TrainState, Batch, np.uint32], tuple[TrainState, Metrics]]:
+    """`train_step` of (state, batch, seed) that lie on the mesh; the old state is given up.
 
     Call it under `jax.set_mesh(mesh)`.
     """
     return jax.jit(
-        functools.partial(train_step, seed=seed, **parts.step_arguments()),
-        in_shardings=(shardings, meshes.rows(mesh)),
+        functools.partial(train_step, **parts.step_arguments()),
+        in_shardings=(shardings, meshes.rows(mesh), meshes.replicated(mesh)),
         out_shardings=(shardings, meshes.replicated(mesh)),
         donate_argnums=0,
     )

@@ -88,7 +88,8 @@ def train(
     samples = parts.stream.spec.samples
 
     # --------------------------------------------------------- Update step
-    update = layout.jit_step(parts, config.seed, shardings, mesh)
+    update = layout.jit_step(parts, shardings, mesh)
+    seed = np.uint32(config.seed % 2**32)
 
     # ------------------------------------------------------------- Records
     log = MetricsLog(None)
@@ -118,8 +119,8 @@ def train(
             meter.count(batch)
             batch = layout.put(batch, mesh)
             if step == first + 1:
-                update = distributed.compile_everywhere(update, state, batch)
-            state, metrics = update(state, batch)
+                update = distributed.compile_everywhere(update, state, batch, seed)
+            state, metrics = update(state, batch, seed)
             pending.append(metrics)
             last, stop = step == config.steps, preemption.asked(step)
 

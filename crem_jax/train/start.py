@@ -48,6 +48,9 @@ def starting_point(config: ConfigDict, run: Path | None = None) -> Start:
     tokens a plain Qwen2-VL is given. A run that has begun is its own starting point: its model and
     tokenizer are read from `run`, and `init_from` is opened only if it has no checkpoint yet.
 
+    `model.chorus_token` names a token that the tokenizer has already, such as <|im_end|>: it is
+    read in place of a chorus (the EOS baseline of the paper's Table 4).
+
     Raises:
       FileNotFoundError, ValueError: there is no model.
       ConfigError: it is not what the section says.
@@ -63,7 +66,11 @@ def starting_point(config: ConfigDict, run: Path | None = None) -> Start:
                 f"config.init_from {source!r} is no directory; expected one that `crem import` "
                 "made or a Hugging Face one, or '' for random weights"
             )
-        return add_chorus(*open_parts(source), config.model.get("num_chorus", 0) or 16)
+        parts, count = open_parts(source), config.model.get("num_chorus", 0) or 16
+        if token := config.model.get("chorus_token", ""):
+            first = _chorus_id(token, count, parts[2])
+            return parts[0].replace(num_chorus=1, first_chorus_id=first), *parts[1:]
+        return add_chorus(*parts, count)
 
     if run is not None and (run / checkpoint.CONFIG_FILE).exists():
         model, tokenizer = checkpoint.load_config(run), read_tokenizer(run / "tokenizer")
@@ -76,9 +83,24 @@ def scratch_model(section: ConfigDict, tokenizer: Any) -> ModelConfig:
     """The `model` section with the tokenizer's special token ids filled in."""
     ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in _SPECIAL.items()}
     values = {**section.to_dict(), **ids}
+    token = values.pop("chorus_token", "")
     if section.get("num_chorus", 0):
-        values["first_chorus_id"] = tokenizer.convert_tokens_to_ids(chorus_tokens(1)[0])
+        values["first_chorus_id"] = (
+            _chorus_id(token, section.num_chorus, tokenizer)
+            if token
+            else tokenizer.convert_tokens_to_ids(chorus_tokens(1)[0])
+        )
     return ModelConfig.from_dict(values)
+
+
+def _chorus_id(token: str, num_chorus: int, tokenizer: Any) -> int:
+    """Row of a token that exists already and shall do the chorus' work, alone."""
+    row = tokenizer.get_vocab().get(token)
+    if row is None:
+        raise ConfigError(f"model.chorus_token {token!r} is no token of the tokenizer")
+    if num_chorus != 1:
+        raise ConfigError(f"model.chorus_token needs model.num_chorus = 1, not {num_chorus}")
+    return row
 
 
 def _adapted(model: ModelConfig, section: ConfigDict, source: str) -> ModelConfig:

@@ -62,8 +62,8 @@ def state_of(
 def train_step(
     state: TrainState,
     batch: Batch,
+    seed: int | jax.Array,
     *,
-    seed: int,
     model: ModelConfig,
     loss: LossConfig,
     optimizer: optax.GradientTransformation,
@@ -77,6 +77,7 @@ def train_step(
     is 1 or 0: whoever fetches it counts, the step itself never waits for the host.
 
     Args:
+      seed: of the run; traced, so that runs of other seeds share compiled code.
       frozen: paths of parameters that do not train: they have no gradient and no moments.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from crem_jax.data.sources.scene import CELLS, HANDS, NAMES, Scene, Thing, tones_of
+from crem_jax.data.sources.sign import SAY, Sign, texts
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 SEE = "What do you see?"
@@ -24,8 +25,11 @@ _SIDES = (("left of", "right of"), ("above", "below"))
 
 
 def caption(scene: Scene) -> str:
-    """The things in reading order: "tiger top left, dark waving hand bottom right"."""
-    return ", ".join(f"{thing.label} {CELLS[thing.cell]}" for thing in scene.things)
+    """What there is in reading order: "tiger top left, dark waving hand bottom right"."""
+    labels = {thing.cell: thing.label for thing in scene.things}
+    if scene.sign:
+        labels[scene.sign.cell] = f"sign {scene.sign.text}"
+    return ", ".join(f"{labels[cell]} {CELLS[cell]}" for cell in sorted(labels))
 
 
 def plural(name: str) -> str:
@@ -44,6 +48,8 @@ def caption_edits(scene: Scene, n: int, rng: np.random.Generator) -> list[str]:
     kinds = [_replaced, _moved]
     if any(thing.tone for thing in scene.things):
         kinds.append(_retoned)
+    if scene.sign:
+        kinds.append(_rewritten)
     edits: dict[str, None] = {}
     true = caption(scene)
     while len(edits) < n:
@@ -54,7 +60,8 @@ def caption_edits(scene: Scene, n: int, rng: np.random.Generator) -> list[str]:
 
 
 def _with(scene: Scene, old: Thing, new: Thing) -> Scene:
-    return Scene(tuple(sorted(new if thing == old else thing for thing in scene.things)))
+    things = tuple(sorted(new if thing == old else thing for thing in scene.things))
+    return dataclasses.replace(scene, things=things)
 
 
 def _pick(rng: np.random.Generator, options: tuple) -> object:
@@ -71,12 +78,18 @@ def _replaced(scene: Scene, rng: np.random.Generator) -> Scene:
 
 def _moved(scene: Scene, rng: np.random.Generator) -> Scene:
     old = _pick(rng, scene.things)
-    cell = _pick(rng, tuple(cell for cell in range(len(CELLS)) if cell != old.cell))
+    kept = {old.cell, scene.sign.cell if scene.sign else None}
+    cell = _pick(rng, tuple(cell for cell in range(len(CELLS)) if cell not in kept))
     moved = dataclasses.replace(old, cell=cell)
     there = [thing for thing in scene.things if thing.cell == cell]
     others = [thing for thing in scene.things if thing.cell not in (cell, old.cell)]
     swapped = [dataclasses.replace(thing, cell=old.cell) for thing in there]
-    return Scene(tuple(sorted([moved, *swapped, *others])))
+    return dataclasses.replace(scene, things=tuple(sorted([moved, *swapped, *others])))
+
+
+def _rewritten(scene: Scene, rng: np.random.Generator) -> Scene:
+    said = _pick(rng, texts("train"))
+    return dataclasses.replace(scene, sign=dataclasses.replace(scene.sign, text=said))
 
 
 def _retoned(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -88,8 +101,8 @@ def _retoned(scene: Scene, rng: np.random.Generator) -> Scene:
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, str]]:
     """(kind, question, answer) triples, in random order, no question twice.
 
-    Kinds: what, where, count (two questions), relation (up to two), tone. "The tiger" is only asked
-    about where the scene has one tiger; "left of" only where the columns differ.
+    Kinds: what, where, count (two questions), relation (up to two), tone, sign. "The tiger" is only
+    asked about where the scene has one tiger; "left of" only where the columns differ.
     """
     asked = [_what(scene, rng), ("count", "how many emoji?", NUMBERS[len(scene.things)])]
     asked.append(_count_of_name(scene, rng))
@@ -101,6 +114,8 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str, st
     if hands:
         hand = _pick(rng, hands)
         asked.append(("tone", f"which skin tone has the {hand.name}?", hand.tone))
+    if scene.sign:
+        asked.append(("sign", SAY, scene.sign.text))
     for found in (tuple(_yes_no(unique)), tuple(_what_is_beside(scene))):
         if found:
             # Answers first, then a question with that answer: yes and no come up equally often.
@@ -122,7 +137,7 @@ def _count_of_name(scene: Scene, rng: np.random.Generator) -> tuple[str, str, st
     return "count", f"how many {plural(name)}?", NUMBERS[scene.names.count(name)]
 
 
-def _axes(thing: Thing) -> tuple[int, int]:
+def _axes(thing: Thing | Sign) -> tuple[int, int]:
     """(column, row): smaller is further left, further up."""
     return thing.cell % 2, thing.cell // 2
 
@@ -142,6 +157,7 @@ def _what_is_beside(scene: Scene) -> Iterator[tuple[str, str]]:
     for other in scene.unique():
         for axis, (before, after) in enumerate(_SIDES):
             side = after if _axes(other)[axis] == 0 else before
-            beside = [t for t in scene.things if _axes(t)[axis] != _axes(other)[axis]]
-            if len(beside) == 1:
+            there = [*scene.things, *([scene.sign] if scene.sign else [])]
+            beside = [t for t in there if _axes(t)[axis] != _axes(other)[axis]]
+            if len(beside) == 1 and isinstance(beside[0], Thing):
                 yield f"what is {side} the {other.name}?", beside[0].name

@@ -16,6 +16,7 @@ from PIL import Image
 
 from crem_jax.data.sources.drawing import colour_gain, paste, random_background, to_pixels
 from crem_jax.data.sources.emoji import Emoji, load_emoji
+from crem_jax.data.sources.sign import Sign, board
 
 # fmt: off
 OBJECTS = (
@@ -57,9 +58,10 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Things in reading order, at most one a cell."""
+    """Things in reading order, at most one a cell, and perhaps a sign in a cell that is free."""
 
     things: tuple[Thing, ...]
+    sign: Sign | None = None
 
     def __post_init__(self):
         cells = [thing.cell for thing in self.things]
@@ -67,11 +69,19 @@ class Scene:
             raise ValueError(
                 f"a scene's cells are {cells}; expected distinct rising numbers in 0..3"
             )
+        if self.sign and self.sign.cell not in self.free:
+            raise ValueError(f"the sign's cell {self.sign.cell} is none of the free {self.free}")
 
     @property
     def names(self) -> tuple[str, ...]:
         """The object names in reading order, repeats included."""
         return tuple(thing.name for thing in self.things)
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """The cells without a thing."""
+        taken = {thing.cell for thing in self.things}
+        return tuple(cell for cell in range(len(CELLS)) if cell not in taken)
 
     def unique(self) -> tuple[Thing, ...]:
         """The things whose name no other thing of the scene has: "the tiger" means one of these."""
@@ -87,6 +97,10 @@ class Scene:
             sprite = _sprite(thing.name, thing.tone, half, int(rng.integers(_SPRITE_STEPS)))
             top, left = rng.integers(0, half - sprite.shape[0] + 1, 2)
             paste(canvas, sprite, (thing.cell // 2) * half + top, (thing.cell % 2) * half + left)
+        if self.sign:
+            sprite, cell = board(self.sign.text, half), self.sign.cell
+            top, left = (int(rng.integers(half - side + 1)) for side in sprite.shape[:2])
+            paste(canvas, sprite, (cell // 2) * half + top, (cell % 2) * half + left)
         canvas *= colour_gain(rng, common=0.04, channel=0.04)
         return to_pixels(canvas)
 

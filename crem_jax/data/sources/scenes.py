@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from crem_jax.data.records import Item, Record
 from crem_jax.data.sources.questions import SEE, caption, caption_edits, questions
 from crem_jax.data.sources.scene import CELLS, Scene, sample_scene
+from crem_jax.data.sources.sign import sample_sign
 
 LENGTHS = {"train": 100_000, "heldout": 256}
 """Scenes are drawn, not stored: the training length is nominal."""
@@ -24,11 +27,22 @@ class Scenes:
       negatives: one-attribute caption edits given as hard negatives with every caption.
       size: side of the square canvas in pixels.
       turns: (question, answer) pairs a record.
+      text: share of the scenes with a free quadrant that have a sign there: a word or a number.
     """
 
-    def __init__(self, split: str = "train", negatives: int = 3, size: int = 96, turns: int = 3):
+    def __init__(
+        self,
+        split: str = "train",
+        negatives: int = 3,
+        size: int = 96,
+        turns: int = 3,
+        text: float = 0.0,
+    ):
         if split not in LENGTHS:
             raise ValueError(f"unknown scene split {split!r}; expected one of {tuple(LENGTHS)}")
+        if not 0 <= text <= 1:
+            raise ValueError(f"text is {text}; expected a share from 0 to 1")
+        self.text = text
         self.split = split
         self.negatives = negatives
         self.size = size
@@ -39,7 +53,7 @@ class Scenes:
 
     def scene(self, index: int) -> Scene:
         """The scene that `record(index)` without a generator shows."""
-        return sample_scene(self._generator(index), self.split)
+        return self._sample(self._generator(index))
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         """A training record.
@@ -49,7 +63,7 @@ class Scenes:
         """
         fixed = rng is None or self.split == "heldout"
         rng = self._generator(index) if fixed else rng
-        scene = sample_scene(rng, self.split)
+        scene = self._sample(rng)
         canvas = scene.draw(rng, self.size)
         task = "caption" if fixed else str(rng.choice(list(_TASK_SHARES), p=_task_shares()))
         asked = [(question, answer) for _, question, answer in questions(scene, rng)]
@@ -71,6 +85,12 @@ class Scenes:
             turns=self._conversation(scene, asked, rng),
             source="scenes",
         )
+
+    def _sample(self, rng: np.random.Generator) -> Scene:
+        scene = sample_scene(rng, self.split)
+        if self.text and scene.free and rng.random() < self.text:
+            scene = dataclasses.replace(scene, sign=sample_sign(rng, scene.free, self.split))
+        return scene
 
     def _generator(self, index: int) -> np.random.Generator:
         return np.random.default_rng([_SEEDS[self.split], index])

@@ -1,7 +1,8 @@
-"""Some records of a source: those `crem doctor` found good, or so many of them."""
+"""Some records of a source: those `crem doctor` found good, so many of them, or a half of each."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,12 @@ from typing import Any
 import numpy as np
 
 from crem_jax.data.records import Record
+
+HALVES: Mapping[str, Mapping[str, tuple]] = {
+    "retrieval": {"turns": ()},
+    "turns": {"positives": (), "negatives": ()},
+}
+"""What `only` leaves out of a record."""
 
 
 class Selected:
@@ -36,20 +43,40 @@ class Selected:
         return problems(self.source, int(self.chosen[index]))
 
 
+class Half:
+    """One of HALVES of every record of a source; in all else, such as its order, the source."""
+
+    def __init__(self, source: Any, only: str):
+        self.source, self.only = source, only
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        return dataclasses.replace(self.source.record(index, rng), **HALVES[self.only])
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "source":  # not there yet while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+
 def select(
     source: Any,
     index: str | os.PathLike | None = None,
     limit: int | None = None,
     limit_seed: int = 0,
+    only: str | None = None,
 ) -> Any:
     """The source, or what is chosen of it.
 
     Args:
       index: a file that `write_index` wrote for this source.
       limit: at most so many of those records, by a shuffle of seed `limit_seed`.
+      only: one of HALVES, the half of every record that is trained on.
 
     Raises:
-      ValueError: the index is of another source, or the limit below 1.
+      ValueError: the index is of another source, the limit below 1, or there is no such half.
     """
     chosen = None if index is None else read_index(index, len(source))
     if limit is not None:
@@ -58,7 +85,10 @@ def select(
         chosen = np.arange(len(source)) if chosen is None else chosen
         if limit < len(chosen):
             chosen = np.sort(np.random.default_rng(limit_seed).permutation(chosen)[:limit])
-    return source if chosen is None else Selected(source, chosen)
+    if only not in (None, *HALVES):
+        raise ValueError(f"only is {only!r}; expected {' or '.join(HALVES)}")
+    source = source if chosen is None else Selected(source, chosen)
+    return source if only is None else Half(source, only)
 
 
 def write_index(path: str | os.PathLike, good: np.ndarray) -> None:

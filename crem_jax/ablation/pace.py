@@ -1,0 +1,127 @@
+"""How many steps fit in the time there is, from the measured time of a step and of an evaluation.
+
+One setting is timed; another is taken to cost in proportion to its FLOPs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from crem_jax.ablation.measure import Asked
+from crem_jax.ablation.study import Row, Setting
+from crem_jax.data.batch_spec import make_batch_spec
+from crem_jax.flops import model_flops
+from crem_jax.train.loop import train
+from crem_jax.train.metrics import read_metrics
+from crem_jax.train.setup import make_objective
+
+FILE = "pace.json"
+_TIMED = 6  # steps, after as many that compile and warm up
+
+
+Cost = tuple[Setting, float]
+"""What a run trains, and the FLOPs of one of its steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """What all runs of a workdir have in common, and what was measured: WORKDIR/pace.json.
+
+    Attributes:
+      steps: of every run. scenes: held-out scenes that it is shown.
+      step_seconds, evaluation_seconds: of the timed setting; 0 if nothing was timed.
+      start_seconds: of a run, before its first step.
+      compile_seconds: what the first run of a setting takes more.
+      flops: of a step of the timed setting.
+    """
+
+    steps: int
+    scenes: int
+    step_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    start_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    flops: float = 0.0
+
+    def seconds(self, costs: Sequence[Cost]) -> list[float]:
+        """Estimates for runs in this order, evaluation included."""
+        if not self.flops:
+            return [0.0] * len(costs)
+        work = self.steps * self.step_seconds + self.evaluation_seconds
+        estimates, compiled = [], set()
+        for setting, flops in costs:
+            start = self.start_seconds + self.compile_seconds * (setting not in compiled)
+            estimates.append(flops / self.flops * work + start)
+            compiled.add(setting)
+        return estimates
+
+    @staticmethod
+    def read(workdir: Path) -> Pace | None:
+        path = workdir / FILE
+        return Pace(**json.loads(path.read_text())) if path.exists() else None
+
+    def write(self, workdir: Path) -> None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        partial = workdir / f".{FILE}.partial"
+        partial.write_text(json.dumps(dataclasses.asdict(self)) + "\n")
+        os.replace(partial, workdir / FILE)
+
+
+def step_flops(config: ConfigDict) -> float:
+    """Of one training step of a config; what only a loss without weight needs is not computed."""
+    objective = make_objective(config)
+    buckets = make_batch_spec(config.data).buckets.values()
+    if not objective.loss.generation:
+        buckets = [dataclasses.replace(b, target_slots=0, answers=0) for b in buckets]
+    if not objective.loss.retrieval:
+        buckets = [bucket for bucket in buckets if bucket.target_slots]
+    return model_flops(objective.model, buckets).training()
+
+
+def time_setting(config: ConfigDict, scenes: int) -> Pace:
+    """Trains a few steps of a config, asks what every run is asked, twice, and throws it away.
+
+    The first time compiles, the second finds compiled code, as a setting's other seeds do.
+    """
+    rounds = []
+    for seed in range(2):
+        config = config.copy_and_resolve_references()
+        config.seed, config.steps, config.log_every = seed, 2 * _TIMED, _TIMED
+        config.eval_every = config.checkpoint_every = config.steps
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            model = train(config, folder)
+            took = time.perf_counter() - started
+            *_, timed = read_metrics(Path(folder) / "metrics.jsonl")
+        step = sum(config.data.records.values()) / timed["samples_per_second"]
+        started = time.perf_counter()
+        Asked(model, scenes).scores(Row(""))
+        rounds.append((step, time.perf_counter() - started, max(took - 2 * _TIMED * step, 0.0)))
+    (_, cold_evaluation, cold_start), (step, evaluation, start) = rounds
+    compiling = max(cold_evaluation - evaluation, 0.0) + max(cold_start - start, 0.0)
+    return Pace(0, scenes, step, evaluation, start, compiling, step_flops(config))
+
+
+def choose_steps(timed: Pace, costs: Sequence[Cost], seconds: float) -> int:
+    """The steps that let these runs end in time; at least 1.
+
+    Raises:
+      ValueError: not even the evaluations fit.
+    """
+    fixed = sum(dataclasses.replace(timed, steps=0).seconds(costs))
+    each = sum(flops for _, flops in costs) / timed.flops * timed.step_seconds
+    steps = int((seconds - fixed) / each)
+    if steps < 1:
+        raise ValueError(
+            f"--minutes {seconds / 60:.0f} is too short for {len(costs)} runs: starting and "
+            f"evaluating them alone takes {fixed / 60:.0f}; expected more minutes or fewer --seeds"
+        )
+    return steps

@@ -1,0 +1,84 @@
+"""What a table compares: settings that are trained, and the ways each is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+Published = Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way to train: what is added to the option of the config file, and keys that are changed.
+
+    Attributes:
+      option: "arm=crem,chorus=4". changes: ("loss.elastic=0.0", …).
+    """
+
+    option: str = ""
+    changes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The directory of its runs: equal settings of two studies share them."""
+        options = [part.removeprefix("arm=") for part in self.option.split(",") if part]
+        return re.sub(r"[^\w.=+-]", "-", "+".join([*options, *self.changes])) or "default"
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return tuple(f"--config.{change}" for change in self.changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of a table: a setting, asked in one way.
+
+    Attributes:
+      label: its name in the table; `x` in the figure, on the curve called `series`.
+      k: first chorus tokens that are read; None is all. sinks: context slots kept beside them.
+      published: the paper's figures of Qwen2-VL-2B, in percent: MMEB, native, compressed, cache.
+    """
+
+    label: str
+    setting: Setting = Setting()
+    k: int | None = None
+    sinks: int = 0
+    x: str = ""
+    series: str = ""
+    published: Published = dataclasses.field(default_factory=dict)
+
+    @property
+    def asked(self) -> str:
+        """Key of its scores in the summary of a run."""
+        return f"k={self.k or 'all'},sinks={self.sinks}"
+
+
+JUDGED = ("rows", "within series", "series")
+"""What the verdict below a table compares: all rows; the rows of each series among themselves; or
+the series, by their means over the places `x` that all of them have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A table.
+
+    Attributes:
+      name: on the command line. title: what it asks. signs: whether signs are read aloud too.
+      judged: one of JUDGED.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    signs: bool = False
+    judged: str = "rows"
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """What is trained, each once."""
+        return tuple(dict.fromkeys(row.setting for row in self.rows))
+
+    def rows_of(self, setting: Setting) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.setting == setting)

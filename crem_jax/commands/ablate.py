@@ -1,0 +1,206 @@
+"""Train and measure the paper's ablation in the embedded world, or study one setting.
+
+Every run is a directory WORKDIR/SETTING/SEED; it is done when its summary.json is there. The same
+command goes on where a killed one stopped. After every run WORKDIR/table-NAME.md, .json and .png
+are written anew, from what there is so far.
+
+The first start times a few steps and says how long all of it will take; with --minutes it chooses
+the number of steps that fits. All runs of a WORKDIR have that number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crem_jax.ablation.studies import STUDIES, TABLES
+from crem_jax.ablation.study import Setting, Study
+from crem_jax.commands.train import take_rest  # noqa: F401
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from crem_jax.ablation.pace import Pace
+    from crem_jax.ablation.runs import Run
+
+EXAMPLES = f"""\
+  crem ablate --config=configs/emoji.py --minutes 60                  # Table 3, three seeds
+  crem ablate --config=configs/emoji.py --table 4 --steps 350
+  crem ablate --config=configs/emoji.py --study temperature --study qa
+  crem ablate --config=configs/emoji.py --table 3 --config.optim.lr=2e-3 --workdir=runs/slower
+
+studies: {", ".join(STUDIES)}"""
+
+STEPS = 350
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from crem_jax.commands.options import gigabytes, positive
+
+    parser.usage = (
+        "crem ablate --config=FILE.py[:OPTION] [--table 3|4|all] [--study NAME …] "
+        "[--minutes M | --steps N] [--config.KEY=VALUE …]"
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:OPTION]",
+        help="a config file with the options of configs/emoji.py; --config.KEY=VALUE changes a key "
+        "of every run",
+    )
+    parser.add_argument("--workdir", default="runs/ablation", metavar="DIR", help="of all runs")
+    parser.add_argument(
+        "--table",
+        choices=(*TABLES, "all"),
+        help="of the paper (default: 3, unless --study is given)",
+    )
+    parser.add_argument(
+        "--study", action="append", default=[], choices=tuple(STUDIES), metavar="NAME"
+    )
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="default 3")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--steps", type=positive, metavar="N", help=f"of every run (default {STEPS})"
+    )
+    length.add_argument(
+        "--minutes", type=gigabytes, metavar="M", help="as many steps as fit in so many minutes"
+    )
+    parser.add_argument(
+        "--scenes",
+        type=positive,
+        metavar="N",
+        help="held-out scenes that are asked about; fewer are quicker, less certain (default 256)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
+    from crem_jax.ablation import runs as all_runs
+    from crem_jax.ablation.pace import step_flops
+    from crem_jax.commands.output import print_json
+    from crem_jax.commands.recipe import read_recipe
+    from crem_jax.train.faults import PREEMPTED, Preempted
+
+    workdir, studies = Path(args.workdir), _studies(args)
+    _share_compiled_code(workdir)
+    file, _, option = args.config.partition(":")
+
+    def config_of(setting: Setting) -> ConfigDict:
+        options = ",".join(filter(None, (option, setting.option)))
+        return read_recipe(f"{file}:{options}", (*setting.flags, *args.overrides))
+
+    runs = all_runs.runs_of(studies, workdir, args.seeds)
+    configs = {run.setting: config_of(run.setting) for run in runs}
+    pace = _pace(args, workdir, runs, configs, started)
+    all_runs.check(runs, config_of, pace.steps)
+    left = all_runs.pending(runs, studies)
+    estimates = pace.seconds([(run.setting, step_flops(configs[run.setting])) for run in left])
+    _say(
+        f"{len(runs)} runs of {pace.steps} steps in {workdir}, {len(runs) - len(left)} done; "
+        f"{pace.step_seconds:.2f} s a step, {pace.evaluation_seconds:.0f} s an evaluation: "
+        f"about {_clock(sum(estimates))} to go"
+    )
+    tables = {study.name: _write(study, runs, workdir, pace.steps) for study in studies}
+    try:
+        began = time.perf_counter()
+        finished = all_runs.finish(left, studies, config_of, pace.steps, pace.scenes)
+        for done, run in enumerate(finished, 1):
+            tables = {study.name: _write(study, runs, workdir, pace.steps) for study in studies}
+            # How the estimates have held so far corrects those to come.
+            ratio = (time.perf_counter() - began) / max(sum(estimates[:done]), 1e-9)
+            _say(f"{run.name} done; about {_clock(sum(estimates[done:]) * ratio)} to go")
+    except Preempted as saved:
+        _say(f"crem ablate: {saved}")
+        return PREEMPTED
+    if args.json:
+        values = [json.loads((workdir / f"table-{name}.json").read_text()) for name in tables]
+        print_json({"workdir": str(workdir), "steps": pace.steps, "tables": values})
+    else:
+        print("\n".join(tables.values()))
+        print(f"see {', '.join(f'table-{name}.md, .json, .png' for name in tables)} in {workdir}")
+    return 0
+
+
+def _studies(args: argparse.Namespace) -> tuple[Study, ...]:
+    table = args.table or ("" if args.study else "3")
+    names = tuple(TABLES) if table == "all" else tuple(filter(None, [table]))
+    return (*(TABLES[name] for name in names), *(STUDIES[name] for name in args.study))
+
+
+def _share_compiled_code(workdir: Path) -> None:
+    """Runs compile the same programs: the second seed of a setting finds those of the first."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _pace(
+    args: argparse.Namespace,
+    workdir: Path,
+    runs: Sequence[Run],
+    configs: Mapping[Setting, ConfigDict],
+    started: float,
+) -> Pace:
+    """The steps of every run: those of the workdir, or chosen now."""
+    from crem_jax.ablation.pace import Pace, choose_steps, step_flops, time_setting
+    from crem_jax.evaluate.emoji import SCENES
+
+    pace = Pace.read(workdir)
+    if pace is not None:
+        for name in ("steps", "scenes"):
+            asked, there = getattr(args, name), getattr(pace, name)
+            if asked not in (None, there):
+                raise ValueError(
+                    f"--{name} {asked}: the runs in {workdir} have {there}; give another --workdir"
+                )
+        return pace
+    for config in configs.values():
+        if config.get("evaluate") != "emoji":
+            raise ValueError(
+                f"config.evaluate is {config.get('evaluate')!r}; what is measured here is 'emoji'"
+            )
+    _say("timing a few steps and an evaluation")
+    flops = {setting: step_flops(config) for setting, config in configs.items()}
+    dearest = max(flops, key=flops.get)
+    pace = time_setting(configs[dearest], args.scenes or SCENES)
+    steps = args.steps or STEPS
+    if args.minutes:
+        costs = [(run.setting, flops[run.setting]) for run in runs]
+        left = 60 * args.minutes - (time.perf_counter() - started)
+        steps = choose_steps(pace, costs, left)
+    pace = dataclasses.replace(pace, steps=steps)
+    pace.write(workdir)
+    return pace
+
+
+def _write(study: Study, runs: Sequence, workdir: Path, steps: int) -> str:
+    """The study's files from what there is; returns its Markdown."""
+    from crem_jax.ablation.table import collect, markdown
+    from crem_jax.report.ablation import draw
+
+    collected = collect(study, runs)
+    text = markdown(study, collected, steps)
+    base = workdir / f"table-{study.name}"
+    base.with_suffix(".md").write_text(text)
+    base.with_suffix(".json").write_text(json.dumps({**collected, "steps": steps}, indent=1) + "\n")
+    if any(row["scores"] for row in collected["rows"]):
+        draw(study, collected, base.with_suffix(".png"))
+    return text
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
