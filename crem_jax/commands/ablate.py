@@ -42,7 +42,7 @@ STEPS = 350
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import gigabytes, positive
+    from crem_jax.commands.options import above_zero, positive
 
     parser.usage = (
         "crem ablate --config=FILE.py[:OPTION] [--table 3|4|all] [--study NAME …] "
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=positive, metavar="N", help=f"of every run (default {STEPS})"
     )
     length.add_argument(
-        "--minutes", type=gigabytes, metavar="M", help="as many steps as fit in so many minutes"
+        "--minutes", type=above_zero, metavar="M", help="as many steps as fit in so many minutes"
     )
     parser.add_argument(
         "--scenes",
