@@ -273,7 +273,9 @@ def test_an_unknown_config_key_is_named_with_its_neighbours(refuses, tmp_path):
     command = ["train", f"--config={CONFIG}:smoke", f"--workdir={tmp_path / 'run'}"]
     refuses([*command, "--config.optim.lrr=1"], "unknown config key 'optim.lrr'", "optim.lr")
     refuses([*command, "--config.lr=1"], "unknown config key 'lr'", "near matches: optim.lr")
-    refuses([*command, "--config.loss.zebra=1"], "'loss.zebra'", "known: loss.elastic, loss.elastic_k")
+    refuses(
+        [*command, "--config.loss.zebra=1"], "'loss.zebra'", "known: loss.elastic, loss.elastic_k"
+    )
     refuses([*command, "--config.steps=many"], "--config.steps=many: invalid literal for int()")
     assert not (tmp_path / "run").exists()
 

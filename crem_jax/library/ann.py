@@ -34,6 +34,7 @@ CANDIDATES = (500, 700, 1000, 1400, 2000, 2800, 4000, 5600, 8000)
 WANTED_RECALL = 0.985
 _TUNING = 64  # queries
 _ROWS = 32768  # at once
+_RANKED = 512  # rows of a thread at once
 _STAMP = "stamp.json"
 
 Vectors = Callable[[np.ndarray | None], Iterator[tuple[np.ndarray, np.ndarray]]]
@@ -57,7 +58,7 @@ class Neighbours:
     """The index in a directory.
 
     Args:
-      dim: D. threads: that scan signs.
+      dim: D. threads: that scan signs and rank.
     """
 
     def __init__(self, directory: Path, dim: int, threads: int | None = None):
@@ -127,11 +128,20 @@ class Neighbours:
         rows = rows if only is None else only[rows]
         if self._stamp.gone:
             rows = rows[~np.isin(rows, self._stamp.gone)]
-        # einsum, not BLAS: BLAS threads that spin would double the latency.
-        scores = np.einsum("RD,D->R", self._vectors[np.sort(rows)].astype(np.float32), query)
         rows = np.sort(rows)
+        scores = self._cosines(rows, query)
         best = np.argsort(-scores, kind="stable")[:top]
         return self._keys[rows[best]], scores[best]
+
+    def _cosines(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+        """Exact scores float32 [n] of the rows of these numbers."""
+
+        def part(own: np.ndarray) -> np.ndarray:
+            # einsum, not BLAS: BLAS threads that spin would double the latency.
+            return np.einsum("RD,D->R", self._vectors[own].astype(np.float32), query)
+
+        parts = np.array_split(rows, max(1, -(-len(rows) // _RANKED)))
+        return np.concatenate(list(self._pool.map(part, parts)))
 
     def _nearest_signs(self, code: np.ndarray, signs: np.ndarray, count: int) -> np.ndarray:
         """Numbers of the `count` rows at the least Hamming distance."""
