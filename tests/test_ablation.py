@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_runner import crem
+from PIL import Image
 
 from crem_jax.ablation import runs as ablation_runs
-from crem_jax.ablation.measure import COLUMNS, cache_share
-from crem_jax.ablation.pace import Pace, choose_steps, step_flops
-from crem_jax.ablation.runs import Run, runs_of
+from crem_jax.ablation.measure import COLUMNS, SIGN_COLUMNS, cache_share
+from crem_jax.ablation.pace import Cost, Pace, choose_steps, step_flops
+from crem_jax.ablation.runs import SUMMARY, Run, runs_of
 from crem_jax.ablation.studies import CREM, STUDIES, TABLES
 from crem_jax.ablation.study import Row, Setting, Study
 from crem_jax.ablation.table import collect, markdown, verdict
@@ -93,13 +94,14 @@ def test_a_study_shares_the_runs_of_another_where_nothing_differs(tmp_path):
 def test_the_steps_that_fit_take_the_time_there_is():
     timed = Pace(0, 4, 0.5, 20, start_seconds=5, compile_seconds=30, flops=100)
     small, large = Setting("a"), Setting("b")
-    costs = [(small, 100.0), (large, 200.0)] * 3
+    costs = [Cost(small, 100.0), Cost(large, 200.0, rows=4)] * 3
     steps = choose_steps(timed, costs, 1200)
     estimates = dataclasses.replace(timed, steps=steps).seconds(costs)
     assert 1200 - 0.5 * 9 <= sum(estimates) <= 1200
     assert estimates[0] - estimates[2] == 30 and estimates[2] == estimates[4]
-    with pytest.raises(ValueError, match="--minutes 4 is too short for 6 runs"):
-        choose_steps(timed, costs, 240)
+    assert estimates[2] == 5 + 0.5 * steps + 20 and estimates[3] == 5 + steps + 80
+    with pytest.raises(ValueError, match="--minutes 6 is too short for 6 runs"):
+        choose_steps(timed, costs, 360)
     costs = {arm: step_flops(config_of(Setting(f"arm=crem,{arm}"))) for arm in ("chorus=64", "")}
     costs |= {row.label: step_flops(config_of(row.setting)) for row in TABLES["3"].rows}
     assert costs["chorus=64"] > 1.5 * costs[""] and costs["CREM"] == costs[""]
@@ -115,7 +117,7 @@ def written(directory: Path, study: Study, scores: dict[str, list[float]]) -> li
             run = Run(row.setting, seed, directory / row.setting.name / str(seed))
             run.directory.mkdir(parents=True)
             asked = {row.asked: dict.fromkeys(COLUMNS, value)}
-            (run.directory / "summary.json").write_text(json.dumps({"scores": asked}))
+            (run.directory / SUMMARY).write_text(json.dumps({"scores": asked}))
             runs.append(run)
     return runs
 
@@ -153,7 +155,7 @@ def test_series_are_judged_by_their_means_over_the_places_they_share(tmp_path):
     scores = {"K = 1": [0.1, 0.1], "K = 2": [0.3, 0.3], "K = 9": [0.9], "first 1": [0.2, 0.22]}
     runs = written(tmp_path, study, scores)
     for seed, value in enumerate((0.31, 0.35)):
-        path = tmp_path / "all" / str(seed) / "summary.json"
+        path = tmp_path / "all" / str(seed) / SUMMARY
         known = json.loads(path.read_text())["scores"]
         known[rows[-1].asked] = dict.fromkeys(COLUMNS, value)
         path.write_text(json.dumps({"scores": known}))
@@ -163,6 +165,23 @@ def test_series_are_judged_by_their_means_over_the_places_they_share(tmp_path):
     within = dataclasses.replace(study, judged="within series")
     said = "\n".join(verdict(within, collect(study, runs)))
     assert "find (own): best is K = 9" in said and "find (elastic): best is first 2" in said
+
+
+def test_what_signs_say_is_judged_and_drawn(tmp_path):
+    study = STUDIES["text"]
+    for row in study.rows:
+        run = Run(row.setting, 0, tmp_path / row.setting.name / "0")
+        run.directory.mkdir(parents=True, exist_ok=True)
+        known = run.summary().get("scores", {})
+        known[row.asked] = dict.fromkeys([*COLUMNS, *SIGN_COLUMNS], 0.1)
+        known[row.asked]["sign_compressed"] = row.k / 100
+        (run.directory / SUMMARY).write_text(json.dumps({"scores": known}))
+    collected = collect(study, [run])
+    assert "- sign read, compressed: best is k = 16 (0.160)" in "\n".join(verdict(study, collected))
+    draw(study, collected, tmp_path / "signs.png")
+    draw(STUDIES["qa"], {"rows": collected["rows"][:2]}, tmp_path / "none.png")
+    signs, none = (Image.open(tmp_path / f"{name}.png") for name in ("signs", "none"))
+    assert signs.width > 1.4 * none.width
 
 
 def test_half_a_table_is_drawn_with_what_there_is(tmp_path):
@@ -183,6 +202,9 @@ def test_wrong_usage_of_ablate_is_one_line(capsys, tmp_path):
     Pace(10, 256).write(tmp_path)
     other = crem(capsys, *command, "--steps", 11)
     assert other.code == 2 and "--steps 11: the runs in" in other.err and "have 10" in other.err
+    defeated = crem(capsys, *command, "--study=temperature", "--config.model.temperature=0.1")
+    assert defeated.code == 2
+    assert "takes 0.05 for the default of model.temperature, and the config has 0.1" in defeated.err
     unknown = crem(capsys, *command, "--config.optim.lrr=1")
     assert unknown.code == 2 and "optim.lrr" in unknown.err
 
@@ -217,6 +239,8 @@ def test_runs_are_trained_asked_once_and_found_again(toy_config, tmp_path, monke
     monkeypatch.setattr(ablation_runs, "Asked", Cheap)
     study = Study("s", "T", (Row("a", CREM), Row("b", CREM, k=2), Row("c", CREM, sinks=3)))
     runs = runs_of([study], tmp_path, 1)
+    runs[0].directory.mkdir(parents=True)
+    (runs[0].directory / "summary.json").write_text('{"scene_p1": 0.5}')  # of `crem eval`
     (done,) = ablation_runs.finish(runs, [study], toy_config, steps=2, scenes=4)
     assert asked == ["k=all,sinks=0", "k=2,sinks=0", "k=all,sinks=3"]
     shares = [row["scores"]["cache"][0] for row in collect(study, runs)["rows"]]
@@ -235,7 +259,7 @@ def test_runs_are_trained_asked_once_and_found_again(toy_config, tmp_path, monke
 
 def scores_of(workdir: Path) -> dict:
     """Scores of all runs by their place."""
-    found = sorted(workdir.glob("*/*/summary.json"))
+    found = sorted(workdir.glob(f"*/*/{SUMMARY}"))
     return {str(p.relative_to(workdir)): json.loads(p.read_text())["scores"] for p in found}
 
 
@@ -260,9 +284,9 @@ def test_an_ablation_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(tmp_p
         time.sleep(0.02)
     process.kill()
     process.wait()
-    before = (broken / "crem" / "0" / "summary.json").stat().st_mtime_ns
+    before = (broken / "crem" / "0" / SUMMARY).stat().st_mtime_ns
     assert start(broken).wait() == 0
-    assert (broken / "crem" / "0" / "summary.json").stat().st_mtime_ns == before
+    assert (broken / "crem" / "0" / SUMMARY).stat().st_mtime_ns == before
     assert scores_of(broken) == scores_of(whole) and len(scores_of(whole)) == 2
     made_with = json.loads((second.parents[1] / "recipe.json").read_text())["made_with"]
     assert made_with[0]["from_step"] == 0 and made_with[1]["from_step"] >= 2

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from crem_jax.ablation.study import Row
+from crem_jax.ablation.study import Row, Study
 from crem_jax.api import Model
 from crem_jax.data.shapes import context_batches
 from crem_jax.data.sources.questions import SEE
@@ -45,7 +45,18 @@ SIGN_COLUMNS = {
     "sign_tokens_native": "sign tokens, native",
     "sign_tokens_compressed": "sign tokens, compressed",
 }
+SIGN_HEADLINES = ("sign_compressed", "sign_tokens_compressed")
 _SIGNS_IN = 512  # held-out scenes among which signs are looked for
+
+
+def columns(study: Study) -> dict[str, str]:
+    """Names of a study's columns."""
+    return {**COLUMNS, **(SIGN_COLUMNS if study.signs else {})}
+
+
+def headlines(study: Study) -> tuple[str, ...]:
+    """Columns that are judged and drawn."""
+    return (*HEADLINES, *(SIGN_HEADLINES if study.signs else ()))
 
 
 class Asked:

@@ -1,6 +1,6 @@
 """How many steps fit in the time there is, from the measured time of a step and of an evaluation.
 
-One setting is timed; another is taken to cost in proportion to its FLOPs.
+One setting is timed; a step of another is taken to cost in proportion to its FLOPs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -27,8 +28,12 @@ FILE = "pace.json"
 _TIMED = 6  # steps, after as many that compile and warm up
 
 
-Cost = tuple[Setting, float]
-"""What a run trains, and the FLOPs of one of its steps."""
+class Cost(NamedTuple):
+    """What a run trains, the FLOPs of one of its steps, and in how many ways it is asked."""
+
+    setting: Setting
+    flops: float
+    rows: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Pace:
 
     Attributes:
       steps: of every run. scenes: held-out scenes that it is shown.
-      step_seconds, evaluation_seconds: of the timed setting; 0 if nothing was timed.
+      step_seconds, evaluation_seconds: of the timed setting, asked in one way; 0 if nothing was
+        timed.
       start_seconds: of a run, before its first step.
       compile_seconds: what the first run of a setting takes more.
       flops: of a step of the timed setting.
@@ -55,11 +61,11 @@ class Pace:
         """Estimates for runs in this order, evaluation included."""
         if not self.flops:
             return [0.0] * len(costs)
-        work = self.steps * self.step_seconds + self.evaluation_seconds
         estimates, compiled = [], set()
-        for setting, flops in costs:
+        for setting, flops, rows in costs:
             start = self.start_seconds + self.compile_seconds * (setting not in compiled)
-            estimates.append(flops / self.flops * work + start)
+            training = flops / self.flops * self.steps * self.step_seconds
+            estimates.append(start + training + rows * self.evaluation_seconds)
             compiled.add(setting)
         return estimates
 
@@ -117,7 +123,7 @@ def choose_steps(timed: Pace, costs: Sequence[Cost], seconds: float) -> int:
       ValueError: not even the evaluations fit.
     """
     fixed = sum(dataclasses.replace(timed, steps=0).seconds(costs))
-    each = sum(flops for _, flops in costs) / timed.flops * timed.step_seconds
+    each = sum(cost.flops for cost in costs) / timed.flops * timed.step_seconds
     steps = int((seconds - fixed) / each)
     if steps < 1:
         raise ValueError(

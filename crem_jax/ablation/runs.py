@@ -1,4 +1,4 @@
-"""The runs of a study: WORKDIR/SETTING/SEED, trained and asked until each has its summary.json."""
+"""The runs of a study: WORKDIR/SETTING/SEED, trained and asked until each has its ablation.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from crem_jax.api import load
 from crem_jax.train import recipe
 from crem_jax.train.loop import train
 
-SUMMARY = "summary.json"
+SUMMARY = "ablation.json"
+"""In a run's directory; `crem eval` writes its summary.json beside it."""
 _SAVES = 5  # checkpoints in a run: what a kill can lose is a fifth of it
 
 

@@ -83,7 +83,7 @@ def _of_key(name: str, title: str, key: str, values: Sequence, default) -> Study
         Row(str(value), CREM if value == default else Setting("arm=crem", (f"{key}={value}",)))
         for value in values
     ]
-    return Study(name, title, tuple(rows))
+    return Study(name, title, tuple(rows), assumes={key: default})
 
 
 def _elastic() -> Study:
@@ -100,7 +100,8 @@ def _elastic() -> Study:
         for k in (1, 2, 4, 8)
     ]
     title = "How often and how the chorus is truncated in training"
-    return Study("elastic", title, tuple(rows), judged="series")
+    assumes = {"loss.elastic": 0.5, "loss.elastic_k": "uniform"}
+    return Study("elastic", title, tuple(rows), judged="series", assumes=assumes)
 
 
 _SIGNS = Setting("arm=crem,chorus=16", ("data.sources.scenes.text=0.5",))

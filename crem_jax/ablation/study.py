@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 Published = Mapping[str, float]
 
@@ -66,7 +72,7 @@ class Study:
 
     Attributes:
       name: on the command line. title: what it asks. signs: whether signs are read aloud too.
-      judged: one of JUDGED.
+      judged: one of JUDGED. assumes: keys that settings leave alone, as labels have them.
     """
 
     name: str
@@ -74,6 +80,17 @@ class Study:
     rows: tuple[Row, ...]
     signs: bool = False
     judged: str = "rows"
+    assumes: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
+
+    def check(self, config: ConfigDict) -> None:
+        """Raises ValueError if a key has not the value that the labels take for its default."""
+        for key, value in self.assumes.items():
+            found = functools.reduce(operator.getitem, key.split("."), config)
+            if found != value:
+                raise ValueError(
+                    f"study {self.name} takes {value!r} for the default of {key}, and the config "
+                    f"has {found!r}; expected a config in which it is {value!r}"
+                )
 
     @property
     def settings(self) -> tuple[Setting, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from crem_jax.ablation.measure import COLUMNS, HEADLINES, SIGN_COLUMNS
+from crem_jax.ablation.measure import COLUMNS, HEADLINES, columns, headlines
 from crem_jax.ablation.runs import Run
 from crem_jax.ablation.study import Study
 
@@ -29,13 +29,13 @@ def collect(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
       is empty as long as no run has answered it.
     """
     summaries = {(run.setting, run.seed): run.summary().get("scores", {}) for run in runs}
-    columns = [*COLUMNS, *(SIGN_COLUMNS if study.signs else ())]
+    names = columns(study)
     rows = []
     for row in study.rows:
         by_seed = {
             str(seed): scores[row.asked]
             for (setting, seed), scores in summaries.items()
-            if setting == row.setting and set(columns) <= set(scores.get(row.asked, ()))
+            if setting == row.setting and set(names) <= set(scores.get(row.asked, ()))
         }
         about = {name: getattr(row, name) for name in ("label", "series", "x", "k", "sinks")}
         rows.append(
@@ -44,7 +44,7 @@ def collect(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
                 "setting": row.setting.name,
                 "published": dict(row.published),
                 "by_seed": by_seed,
-                "scores": {c: _cell([s[c] for s in by_seed.values()]) for c in columns if by_seed},
+                "scores": {c: _cell([s[c] for s in by_seed.values()]) for c in names if by_seed},
             }
         )
     return {"study": study.name, "title": study.title, "rows": rows}
@@ -53,13 +53,12 @@ def collect(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
 def markdown(study: Study, collected: Mapping[str, Any], steps: int) -> str:
     """The table, what is best, and what it is measured on."""
     rows = collected["rows"]
-    columns = [*COLUMNS, *(SIGN_COLUMNS if study.signs else ())]
-    names = {**COLUMNS, **SIGN_COLUMNS}
+    names = columns(study)
     published = [p for p in PUBLISHED if any(p in row["published"] for row in rows)]
-    head = ["", *(names[c] for c in columns), *(f"published {p}" for p in published)]
+    head = ["", *names.values(), *(f"published {p}" for p in published)]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in rows:
-        cells = [shown(row["scores"].get(c), c) for c in columns]
+        cells = [shown(row["scores"].get(c), c) for c in names]
         theirs = [_percent(row["published"].get(p)) for p in published]
         lines.append(_line([row["label"], *cells, *theirs]))
     most = max((len(row["by_seed"]) for row in rows), default=0)
@@ -85,17 +84,17 @@ def verdict(study: Study, collected: Mapping[str, Any]) -> list[str]:
     series: dict[str, list[Mapping]] = {}
     for row in rows:
         series.setdefault(row["series"], []).append(row)
-    lines = []
-    for column in HEADLINES:
+    lines, names = [], columns(study)
+    for column in headlines(study):
         if study.judged == "series":
             places = _shared_places(series.values())
             means = {name: _mean_over(mine, places, column) for name, mine in series.items()}
-            lines += _best(f"{COLUMNS[column]}, mean over {', '.join(places)}", means)
+            lines += _best(f"{names[column]}, mean over {', '.join(places)}", means)
             lines += _apart(series, places, column)
             continue
         groups = series if study.judged == "within series" else {"": rows}
         for name, mine in groups.items():
-            what = COLUMNS[column] + (f" ({name})" if name else "")
+            what = names[column] + (f" ({name})" if name else "")
             lines += _best(what, {row["label"]: row["scores"][column] for row in mine})
     return lines + order(collected)
 

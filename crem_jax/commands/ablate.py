@@ -1,6 +1,6 @@
 """Train and measure the paper's ablation in the embedded world, or study one setting.
 
-Every run is a directory WORKDIR/SETTING/SEED; it is done when its summary.json is there. The same
+Every run is a directory WORKDIR/SETTING/SEED; it is done when its ablation.json is there. The same
 command goes on where a killed one stopped. After every run WORKDIR/table-NAME.md, .json and .png
 are written anew, from what there is so far.
 
@@ -27,12 +27,12 @@ from crem_jax.commands.train import take_rest  # noqa: F401
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from crem_jax.ablation.pace import Pace
+    from crem_jax.ablation.pace import Cost, Pace
     from crem_jax.ablation.runs import Run
 
 EXAMPLES = f"""\
   crem ablate --config=configs/emoji.py --minutes 60                  # Table 3, three seeds
-  crem ablate --config=configs/emoji.py --table 4 --steps 350
+  crem ablate --config=configs/emoji.py --table 4 --steps 350 --workdir=runs/table-4
   crem ablate --config=configs/emoji.py --study temperature --study qa
   crem ablate --config=configs/emoji.py --table 3 --config.optim.lr=2e-3 --workdir=runs/slower
 
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     from crem_jax.ablation import runs as all_runs
-    from crem_jax.ablation.pace import step_flops
+    from crem_jax.ablation.pace import Cost, step_flops
     from crem_jax.commands.output import print_json
     from crem_jax.commands.recipe import read_recipe
     from crem_jax.train.faults import PREEMPTED, Preempted
@@ -94,14 +94,21 @@ def run(args: argparse.Namespace) -> int:
 
     def config_of(setting: Setting) -> ConfigDict:
         options = ",".join(filter(None, (option, setting.option)))
-        return read_recipe(f"{file}:{options}", (*setting.flags, *args.overrides))
+        return read_recipe(f"{file}:{options}", (*args.overrides, *setting.flags))
 
     runs = all_runs.runs_of(studies, workdir, args.seeds)
     configs = {run.setting: config_of(run.setting) for run in runs}
-    pace = _pace(args, workdir, runs, configs, started)
+    for study in studies:
+        study.check(config_of(Setting()))
+    rows = {s: sum(len(study.rows_of(s)) * (1 + study.signs) for study in studies) for s in configs}
+
+    def cost(run: Run) -> Cost:
+        return Cost(run.setting, step_flops(configs[run.setting]), rows[run.setting])
+
+    pace = _pace(args, workdir, [cost(run) for run in runs], configs, started)
     all_runs.check(runs, config_of, pace.steps)
     left = all_runs.pending(runs, studies)
-    estimates = pace.seconds([(run.setting, step_flops(configs[run.setting])) for run in left])
+    estimates = pace.seconds([cost(run) for run in left])
     _say(
         f"{len(runs)} runs of {pace.steps} steps in {workdir}, {len(runs) - len(left)} done; "
         f"{pace.step_seconds:.2f} s a step, {pace.evaluation_seconds:.0f} s an evaluation: "
@@ -146,12 +153,12 @@ def _share_compiled_code(workdir: Path) -> None:
 def _pace(
     args: argparse.Namespace,
     workdir: Path,
-    runs: Sequence[Run],
+    costs: Sequence[Cost],
     configs: Mapping[Setting, ConfigDict],
     started: float,
 ) -> Pace:
     """The steps of every run: those of the workdir, or chosen now."""
-    from crem_jax.ablation.pace import Pace, choose_steps, step_flops, time_setting
+    from crem_jax.ablation.pace import Pace, choose_steps, time_setting
     from crem_jax.evaluate.emoji import SCENES
 
     pace = Pace.read(workdir)
@@ -162,6 +169,8 @@ def _pace(
                 raise ValueError(
                     f"--{name} {asked}: the runs in {workdir} have {there}; give another --workdir"
                 )
+        if args.minutes:
+            _say(f"--minutes {args.minutes:g} is not used: the runs in {workdir} have their steps")
         return pace
     for config in configs.values():
         if config.get("evaluate") != "emoji":
@@ -169,12 +178,10 @@ def _pace(
                 f"config.evaluate is {config.get('evaluate')!r}; what is measured here is 'emoji'"
             )
     _say("timing a few steps and an evaluation")
-    flops = {setting: step_flops(config) for setting, config in configs.items()}
-    dearest = max(flops, key=flops.get)
-    pace = time_setting(configs[dearest], args.scenes or SCENES)
+    dearest = max(costs, key=lambda cost: cost.flops)
+    pace = time_setting(configs[dearest.setting], args.scenes or SCENES)
     steps = args.steps or STEPS
     if args.minutes:
-        costs = [(run.setting, flops[run.setting]) for run in runs]
         left = 60 * args.minutes - (time.perf_counter() - started)
         steps = choose_steps(pace, costs, left)
     pace = dataclasses.replace(pace, steps=steps)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crem_jax.ablation.measure import COLUMNS, HEADLINES
+from crem_jax.ablation.measure import columns, headlines
 from crem_jax.ablation.study import Row, Study
 from crem_jax.ablation.table import PUBLISHED
 from crem_jax.report.figures import COLOURS, FAINT, INK, new_figure, save_figure
@@ -37,12 +37,13 @@ def draw(study: Study, collected: Mapping[str, Any], path: str | os.PathLike) ->
         raise ValueError(f"study {study.name} has no finished run to draw")
     places = list(dict.fromkeys(row.x or row.label for row in study.rows))
     width = max(3.4, 0.5 * len(places))
-    figure = new_figure(len(HEADLINES) * width, 4.0, dpi=120)
-    panels = figure.subplots(1, len(HEADLINES), sharey=True, squeeze=False)[0]
-    for axes, column in zip(panels, HEADLINES, strict=True):
+    shown, names = headlines(study), columns(study)
+    figure = new_figure(len(shown) * width, 4.0, dpi=120)
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, column in zip(panels, shown, strict=True):
         _draw_panel(axes, column, known, places)
         _draw_published(axes, column, study, places)
-        axes.set_title(COLUMNS[column], loc="left", fontsize=11, color=INK)
+        axes.set_title(names[column], loc="left", fontsize=11, color=INK)
         turned = {"rotation": 35, "ha": "right"} if max(map(len, places)) > 4 else {}
         axes.set_xticks(range(len(places)), places, fontsize=8, **turned)
         axes.set_ylim(0, 1)
@@ -77,7 +78,7 @@ def _draw_panel(axes: Axes, column: str, known: Sequence[Scored], places: Sequen
 
 
 def _draw_published(axes: Axes, column: str, study: Study, places: Sequence[str]) -> None:
-    theirs = _THEIRS[column]
+    theirs = _THEIRS.get(column)
     points = [
         (places.index(row.x or row.label), row.published[theirs] / 100)
         for row in study.rows
