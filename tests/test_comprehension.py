@@ -16,7 +16,7 @@ import crem_jax
 from crem_jax.data.picture_files import file_bytes
 from crem_jax.data.records import RecordError
 from crem_jax.data.sources.emoji import EmojiPictures
-from crem_jax.evaluate.comprehension.benchmarks import kind_of, prompt, score
+from crem_jax.evaluate.comprehension.benchmarks import first, kind_of, prompt, score
 from crem_jax.evaluate.comprehension.tables import read_table
 
 OPTIONS = {"A": "a cat", "B": "a dog", "C": "a fox"}
@@ -135,6 +135,14 @@ def test_a_circular_question_is_right_in_every_rotation_or_wrong(folder):
     assert one["overall"] == 0.5 and one["unclear answers"] == 1
 
 
+def test_the_first_questions_come_with_all_their_rotations(folder):
+    questions, kind = read(folder, "MMBench_DEV_EN")
+    assert [q.index for q in first(questions, kind, 1)] == ["0", "1000000"]
+    assert first(questions, kind, None) == questions == first(questions, kind, 9)
+    questions, kind = read(folder, "HallusionBench")
+    assert first(questions, kind, 3) == questions[:3]
+
+
 def test_mmmu_counts_validation_and_its_open_questions_by_text(folder):
     questions, kind = read(folder, "MMMU_DEV_VAL")
     answers = {"validation_Art_1": "B", "validation_Art_2": "It is 24", "dev_Art_1": "B"}
@@ -246,6 +254,14 @@ def test_what_cannot_be_asked_is_named(capsys, tiny_model_dir, folder, tmp_path)
     (tmp_path / "AI2D.tsv").write_text("index\tquestion\n")
     with pytest.raises(RecordError, match=r"AI2D\.tsv has no rows"):
         read_table(tmp_path / "AI2D.tsv")
+    long = row(4, "", question="why " * 5000, **OPTIONS)
+    for index, one, words in ((4, long, "positions"), (5, row(5, "", question=" "), "is empty")):
+        write(tmp_path / "MMVet.tsv", [row(1, "", question="What?"), one])
+        out = tmp_path / f"out-{index}"
+        tables = ["--tsv", tmp_path / "MMVet.tsv", "--out", out]
+        got = crem(capsys, "eval", "comprehension", tiny_model_dir, *tables)
+        assert got.code == 2 and f"index {index}: the question" in got.err and words in got.err
+        assert (out / "MMVet" / "answers.jsonl").read_text().count("\n") == 1  # nothing was asked
     image = base64.b64encode(b"no picture" * 9).decode()
     write(tmp_path / "MMStar.tsv", [row(3, image, **OPTIONS)])
     tables = ["--tsv", tmp_path / "MMStar.tsv", "--out", tmp_path / "out"]

@@ -15,6 +15,7 @@ import crem_jax
 from crem_jax.config import STYLES
 from crem_jax.data.rows import pad_contexts
 from crem_jax.looking import Gaze, gaze
+from crem_jax.model import crem as crem_model
 from crem_jax.model.chorus_attention import chorus_attention
 from crem_jax.report.gaze import overlay
 from crem_jax.types import CHORUS, CONTEXT, PAD, TARGET
@@ -74,6 +75,15 @@ def test_a_map_has_the_grid_of_the_picture_and_depends_on_the_text(tiny_model_di
     assert alone.maps.shape == asked.maps.shape == (4, 2, 3)
     assert 0 < asked.figures()["on_picture"] < 1 and not np.allclose(asked.maps, alone.maps)
     np.testing.assert_array_equal(gaze(model, {"image": picture}, [0]).maps, alone.maps)
+    context = pad_contexts([model.prepare({"image": picture})], model.config, SLOTS, PATCHES)
+    memory = crem_model.compress(model.config, model.params, context)
+    attention = chorus_attention(model.config, model.params, context, memory)
+    by_slot = np.asarray(attention)[0, 0].mean(0)
+    pictured = context.tokens[0] == model.config.image_token_id
+    corner = context.position[0][pictured].min(axis=0)
+    for slot in np.flatnonzero(pictured):
+        _, y, x = context.position[0, slot] - corner
+        np.testing.assert_allclose(alone.maps[:, y, x], by_slot[:, slot], atol=1e-6)
     with pytest.raises(ValueError, match=r"layer 1 is not in 0\.\.0"):
         gaze(model, {"image": picture}, [1])
     with pytest.raises(ValueError, match="0 pictures; expected one"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from crem_jax.evaluate.embedding_cache import ContentKeys, EmbeddingCache
 from crem_jax.evaluate.encoding import Work, encode_missing
 from crem_jax.evaluate.mmeb.cases import read_cases
 from crem_jax.evaluate.mmeb.datasets import DATASETS, chosen
+from crem_jax.evaluate.mmeb.scoring import rank
 
 SOME = ("HatefulMemes", "EDIS")
 
@@ -109,6 +111,18 @@ def test_the_cache_has_what_encode_gives(capsys, tiny_model_dir, model, root, tm
     np.testing.assert_allclose(cache.get(keys), model.encode(items, k=2), atol=1e-5)
     assert got.json["k"] == 2 and "2 of MMEB's 36 data sets" in got.json["warnings"][0]
 
+    argv += ["--cache", tmp_path, "--datasets", "EDIS", "--k", 2, "--dim", 8]
+    shorter = crem(capsys, *argv, "--json").json
+    assert shorter["embeddings made"] == 0 and shorter["dim"] == 8
+    case = read_cases(*chosen(["EDIS"]), root)
+    own = rank(model.encode(case.items, k=2, dim=8), case.queries, case.candidates, case.places)
+    assert shorter["datasets"]["EDIS"]["precision@1"] == np.mean(own.rank == 0)
+    said = crem(capsys, *argv, "--limit", 3)
+    assert re.search(r"P@1 % +┃ chance", said.out) and "EDIS" in said.out
+    assert "(1 of 36 data sets, first 3 rows)" in " ".join(said.out.split())
+    assert "only the first 3 rows of each data set" in said.err
+    assert "EDIS" in said.err and "is near chance in 1" in said.err
+
 
 def test_keys_follow_content_not_names(tmp_path):
     for name, colour in (("a", "red"), ("b", "red"), ("c", "blue")):
@@ -141,6 +155,8 @@ def test_what_cannot_be_used_is_named(capsys, tiny_model_dir, root, tmp_path):
     argv = ["eval", "mmeb", tiny_model_dir, "--out", tmp_path / "out", "--data"]
     got = crem(capsys, *argv, root, "--datasets", "GQ")
     assert got.code == 2 and "MMEB has no data set 'GQ'; did you mean 'GQA'?" in got.err
+    got = crem(capsys, *argv, root, "--datasets", "")
+    assert got.code == 2 and "--datasets names nothing" in got.err
     got = crem(capsys, *argv, root, "--datasets", "GQA", "--k", 9)
     assert got.code == 2 and "k = 9 is not in 1..4" in got.err
     got = crem(capsys, *argv, tmp_path / "none", "--datasets", "GQA")
@@ -168,6 +184,14 @@ def test_an_embedding_that_is_not_finite_is_named_and_not_kept(model, tmp_path):
     with pytest.raises(ValueError, match="row 7: the embedding is not finite"):
         encode_missing(Broken(), {b"k" * 16: Work(Item("a"), "row 7")}, cache)
     assert len(cache) == 0
+
+
+def test_shares_are_apart_and_leave_nothing_out(model, tmp_path):
+    work = {bytes([7 * i]) * 16: Work(Item(f"item {i}"), str(i)) for i in range(9)}
+    caches = [EmbeddingCache(tmp_path / str(i), "m", 32) for i in range(2)]
+    made = [encode_missing(model, work, caches[i], share=(i, 2)) for i in range(2)]
+    assert made == [len(cache) for cache in caches] and sum(made) == 9 and min(made) > 0
+    assert all((key in caches[0]) != (key in caches[1]) for key in work)
 
 
 @pytest.mark.slow

@@ -39,17 +39,38 @@ def test_a_finished_run_shows_its_figures_pictures_and_evaluations(capsys, run, 
         Image.fromarray(noise).save(run / name)
     (run / "summary.json").write_text(json.dumps({"p1": 0.25, "elastic": {"4": 0.5}, "none": None}))
     for name, scores in (
-        ("mmeb", {"datasets_evaluated": 36, "means": {"overall": 0.667}}),
-        ("comprehension", {"benchmarks": {"X": {"scores": {"native": {"overall": 0.531}}}}}),
+        (
+            "mmeb",
+            {
+                "means": {"overall": 0.667},
+                "datasets": {
+                    "GQA": {"precision@1": 0.123, "chance": 0.01, "ties": 3, "num_pred": 1000}
+                },
+                "warnings": ["1 of MMEB's 36 data sets"],
+            },
+        ),
+        (
+            "comprehension",
+            {
+                "modes": ["native", "compressed"],
+                "benchmarks": {
+                    "AI2D": {"scores": {"native": {"overall": 0.531}, "compressed": None}}
+                },
+            },
+        ),
     ):
         (run / name).mkdir()
         (run / name / "scores.json").write_text(json.dumps(scores))
+    (run / "ablation.json").write_text('{"scores": {"k=all,sinks=0": {"find": 0.777}}}')
+    Image.fromarray(noise).save(run / "mmeb" / "mmeb.png")
     out = tmp_path / "page.html"
     assert crem(capsys, "report", run, "--out", out).code == 0
     page = out.read_text()
-    assert page.count("data:image/png;base64,") == 3
-    for shown in ("elastic / 4", "0.25", "0.667", "X, native", "0.531", "<td>–</td>"):
-        assert shown in page
+    assert page.count("data:image/png;base64,") == 4
+    shown = ["elastic / 4", "0.25", "0.667", "GQA", "0.123", "1000", "AI2D", "53.1", "<td>–</td>"]
+    shown += ["Measured by crem ablate", "0.777", "1 of MMEB&#39;s 36 data sets"]
+    for words in shown:
+        assert words in page
 
 
 def test_what_is_no_run_is_named(capsys, tmp_path):

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max_new_tokens", type=positive, default=128, metavar="N")
     parser.add_argument(
-        "--limit", type=positive, metavar="N", help="only the first N rows of each table"
+        "--limit", type=positive, metavar="N", help="only the first N questions of each table"
     )
     parser.add_argument("--xlsx", action="store_true", help="write predictions as xlsx too")
     parser.add_argument("--name", metavar="TEXT", help="of the model, in file names")

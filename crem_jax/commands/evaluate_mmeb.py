@@ -93,9 +93,9 @@ def _run(args: argparse.Namespace) -> None:
         for s in scores
     ]
     print_table(("P@1 %", "chance", "ties", "data set"), rows, title=f"{name} on MMEB")
-    table = table_of_means(name, scores)
+    table = table_of_means(name, scores, args.limit)
     print_table((*table.columns[1:], "model"), [(*row[1:], row[0]) for row in table.rows])
-    for warning in warnings(scores):
+    for warning in warnings(scores, args.limit):
         print(f"crem eval mmeb: {warning}", file=sys.stderr)
     drawn = ", ".join(file.name for file in files)
     print(f"written to {out}: scores.json, leaderboard.json, v1, v2, {drawn}")

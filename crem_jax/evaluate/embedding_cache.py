@@ -52,9 +52,12 @@ class EmbeddingCache:
 
     def refresh(self) -> None:
         """Takes in what other processes have written."""
-        for path in sorted(self.directory.glob(f"*{_SUFFIX}")):
-            if path.name not in self._files:
-                self._open(path)
+        try:
+            for path in sorted(self.directory.glob(f"*{_SUFFIX}")):
+                if path.name not in self._files:
+                    self._open(path)
+        except FileNotFoundError:  # another process has tidied since the listing
+            self.refresh()
 
     def put(self, keys: Sequence[bytes], vectors: np.ndarray) -> None:
         """Stores vectors, float32 [n, D]; they are safe when this returns."""
@@ -93,6 +96,8 @@ class EmbeddingCache:
             keys = table["key"].to_pylist()
             vectors = table["vector"].combine_chunks()
             flat = vectors.flatten().to_numpy(zero_copy_only=len(vectors) > 0)
+        except FileNotFoundError:
+            raise
         except (pa.ArrowException, OSError, KeyError) as error:
             raise ValueError(f"{path} is damaged: {error}; delete it") from error
         if vectors.type.list_size != self._dim:

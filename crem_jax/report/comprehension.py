@@ -89,7 +89,13 @@ def _reading(result: Mapping[str, Any]) -> Table:
 def _notes(result: Mapping[str, Any]) -> list[str]:
     found = result["benchmarks"].items()
     judged = [name for name, one in found if not any(one["scores"].values())]
-    return [f"{', '.join(judged)} {_JUDGED}."] if judged else []
+    notes = [f"{', '.join(judged)} {_JUDGED}."] if judged else []
+    if result["limit"]:
+        notes.append(
+            f"Only the first {result['limit']} questions of each table were asked: not to be "
+            "compared with published figures."
+        )
+    return notes
 
 
 def _has(one: Mapping[str, Any], part: str) -> bool:

@@ -29,9 +29,9 @@ def write_report(
     out = Path(out)
     chart(scores, out / CHART)
     title = f"{name} on MMEB"
-    doubts = warnings(scores)
+    doubts = warnings(scores, about["limit"])
     sections = [
-        Section("Means", [_ABOUT], [table_of_means(name, scores)]),
+        Section("Means", [_ABOUT], [table_of_means(name, scores, about["limit"])]),
         Section("Data sets", [], [_table(scores)], [Figure(out / CHART, "Precision@1")]),
         Section("Warnings", doubts or ["none"]),
         Section(
@@ -50,11 +50,15 @@ _ABOUT = (
 )
 
 
-def table_of_means(name: str, scores: Sequence[Score]) -> Table:
-    """Ours above the published ones."""
-    ours = means(scores)
-    whole = "" if len(scores) == len(DATASETS) else f" ({len(scores)} of {len(DATASETS)} data sets)"
-    rows = [(f"{name}{whole}", *(_percent(ours[key]) for key in MEANS))]
+def table_of_means(name: str, scores: Sequence[Score], limit: int | None = None) -> Table:
+    """Ours above the published ones. limit: rows that were read of each data set."""
+    ours, part = means(scores), []
+    if len(scores) < len(DATASETS):
+        part.append(f"{len(scores)} of {len(DATASETS)} data sets")
+    if limit:
+        part.append(f"first {limit} rows")
+    label = f"{name} ({', '.join(part)})" if part else name
+    rows = [(label, *(_percent(ours[key]) for key in MEANS))]
     for model, figures in PUBLISHED.items():
         cells = (f"{figures[key]:.1f}" if key in figures else "–" for key in MEANS)
         rows.append((f"{model} (published)", *cells))

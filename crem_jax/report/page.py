@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crem_jax.ablation.runs import SUMMARY as ABLATION
 from crem_jax.evaluate.files import write_text
+from crem_jax.report.comprehension import table_of_scores
 from crem_jax.report.document import Figure, Section, Table, html
+from crem_jax.report.mmeb import CHART
 from crem_jax.report.run import draw_curves
 from crem_jax.train.metrics import read_metrics
 
@@ -46,18 +49,24 @@ def write_page(workdir: str | Path, out: str | Path) -> Path:
 def _sections(
     workdir: Path, recipe: Mapping[str, Any], metrics: Sequence[Mapping], folder: Path
 ) -> Iterator[Section]:
-    summary = _read(workdir / "summary.json")
-    if summary:
-        yield Section("Figures", ["Measured by crem eval."], [_values(summary)])
+    for name, command in (("summary.json", "eval"), (ABLATION, "ablate")):
+        if summary := _read(workdir / name):
+            yield Section("Figures", [f"Measured by crem {command}."], [_values(summary)])
     if metrics:
         draw_curves(metrics, folder / "curves.png")
         yield Section("Curves", [], [], [Figure(folder / "curves.png", "Curves")])
     for title, name, caption in _PICTURES:
         if (workdir / name).is_file():
             yield Section(title, [], [], [Figure(workdir / name, caption)])
-    for name in ("mmeb", "comprehension"):
-        if scores := _read(workdir / name / "scores.json"):
-            yield Section(name, [f"Measured by crem eval {name}."], [_values(_means(scores))])
+    if scores := _read(workdir / "mmeb" / "scores.json"):
+        chart = workdir / "mmeb" / CHART
+        figures = [Figure(chart, "Precision@1")] if chart.is_file() else []
+        tables = [_values(scores["means"]), _datasets(scores["datasets"])]
+        yield Section("MMEB", ["Measured by crem eval mmeb.", *scores["warnings"]], tables, figures)
+    if scores := _read(workdir / "comprehension" / "scores.json"):
+        yield Section(
+            "Comprehension", ["Measured by crem eval comprehension."], [table_of_scores(scores)]
+        )
     if metrics:
         yield Section("Latest metrics", [], [_last(metrics)])
     starts = recipe.get(_MADE_WITH, [])
@@ -78,15 +87,11 @@ def _sections(
         yield Section("Recipe", code=json.dumps(config, indent=1))
 
 
-def _means(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The headlines of `crem eval mmeb` or `crem eval comprehension`."""
-    if "means" in scores:
-        return {"data sets": scores["datasets_evaluated"], **scores["means"]}
-    return {
-        f"{name}, {mode}": own["overall"] if own else None
-        for name, one in scores["benchmarks"].items()
-        for mode, own in one["scores"].items()
-    }
+def _datasets(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The data sets of `crem eval mmeb`."""
+    keys = ("precision@1", "chance", "ties", "num_pred")
+    rows = [(name, *(_shown(one[key]) for key in keys)) for name, one in found.items()]
+    return Table(("data set", "Precision@1", "chance", "ties", "queries"), rows)
 
 
 def _last(metrics: Sequence[Mapping[str, Any]]) -> Table:

@@ -92,7 +92,8 @@ def answer_all(
       workers: threads that decode pictures. progress: told how many questions more are answered.
 
     Raises:
-      ValueError: a picture or a question cannot be used; the message names its index.
+      ValueError: a picture or a question cannot be used, found before any is asked unless a file
+        is damaged inside; the message names its index.
     """
     missing = [question for question in questions if question.index not in answers]
     groups: dict[tuple[str, ...], list[Question]] = {}
@@ -102,7 +103,10 @@ def answer_all(
     members = list(groups.values())
     work = [Work(_pictures(group[0]), f"index {group[0].index}") for group in members]
     with ThreadPoolExecutor(workers) as pool:
-        batches = plan_batches(shapes_of(pool, model, work), model.unit, _AT_ONCE)
+        shapes = shapes_of(pool, model, work)
+        for group, one in zip(members, work, strict=True):
+            _check(model, one, group, kind)
+        batches = plan_batches(shapes, model.unit, _AT_ONCE)
         for chosen, size, rows in prepared(pool, model, work, batches):
             memories = model.memories_of(fill_batch(rows, size, model.config), kept)
             asked = [(row, q) for row, number in enumerate(chosen) for q in members[number]]
@@ -126,6 +130,23 @@ def answer_all(
 def _pictures(question: Question) -> Item | None:
     pictures = question.images()
     return Item(images=pictures) if pictures else None
+
+
+def _check(model: Model, work: Work, group: Sequence[Question], kind: str) -> None:
+    """Raises ValueError for a question that is empty or does not fit the model."""
+    draft = model.prompter.draft(work.item)
+    seen, limit = draft.fixed + draft.visual, model.config.text.max_positions
+    for question in group:
+        try:
+            asked = model.question_tokens(prompt(question, kind))
+        except ValueError as error:
+            raise ValueError(f"index {question.index}: {error}") from error
+        needed = seen + len(asked) + model.config.num_chorus
+        if needed > limit:
+            raise ValueError(
+                f"index {question.index}: the question needs {needed} tokens with its pictures; "
+                f"the model has {limit} positions"
+            )
 
 
 def _batches(

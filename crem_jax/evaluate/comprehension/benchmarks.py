@@ -37,6 +37,14 @@ def kind_of(name: str, questions: Sequence[Question]) -> str:
     return CHOICE
 
 
+def first(questions: Sequence[Question], kind: str, limit: int | None) -> list[Question]:
+    """The first `limit` questions, or all; one that is asked in rotations counts once."""
+    if kind != CIRCULAR:
+        return list(questions[:limit])
+    groups = set(list(dict.fromkeys(map(_group, questions)))[:limit])
+    return [question for question in questions if _group(question) in groups]
+
+
 def prompt(question: Question, kind: str) -> str:
     """What is asked after the pictures, as VLMEvalKit asks it."""
     text = question.columns["question"]

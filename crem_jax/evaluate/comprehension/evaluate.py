@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from crem_jax.data.records import RecordError
 from crem_jax.evaluate.comprehension.answering import COMPRESSED, Answers, answer_all
-from crem_jax.evaluate.comprehension.benchmarks import JUDGED, kind_of, score
-from crem_jax.evaluate.comprehension.exports import write_predictions
+from crem_jax.evaluate.comprehension.benchmarks import JUDGED, first, kind_of, score
+from crem_jax.evaluate.comprehension.exports import check_excel, write_predictions
 from crem_jax.evaluate.comprehension.tables import read_table
 from crem_jax.evaluate.files import file_digest, write_json
 from crem_jax.evaluate.progress import Counting, quiet
@@ -38,8 +38,8 @@ def evaluate(
     Args:
       name: of the model, in file names. tables: TSV files named after their benchmarks.
       modes: among "native" and "compressed". k: chorus tokens of compressed answers.
-      limit: rows of a table, the first ones. excel: write predictions as xlsx too.
-      workers: threads that decode pictures.
+      limit: questions of a table, the first ones (`benchmarks.first`).
+      excel: write predictions as xlsx too. workers: threads that decode pictures.
 
     Returns:
       What is written to scores.json: conditions, and by benchmark its kind, its number of questions
@@ -54,6 +54,8 @@ def evaluate(
     for mode in modes:
         model.check_telling(mode == COMPRESSED, k if mode == COMPRESSED else None)
     k = k or model.config.num_chorus
+    if excel:
+        check_excel()
     conditions = {
         "fingerprint": model.fingerprint,
         "dtype": model.config.dtype,
@@ -61,13 +63,14 @@ def evaluate(
         "k": k if COMPRESSED in modes else None,
         "max_new_tokens": max_new_tokens,
     }
-    read = {Path(table).stem: read_table(table, limit) for table in tables}
+    read = {Path(table).stem: read_table(table) for table in tables}
     digests = {Path(table).stem: file_digest(table).hex() for table in tables}
     if len(read) < len(tables):
         raise RecordError("two tables have the same name; a table is called like its benchmark")
     found: dict[str, Any] = {}
     for benchmark, questions in read.items():
         kind = kind_of(benchmark, questions)
+        questions = first(questions, kind, limit)
         answers = Answers(
             out / benchmark / "answers.jsonl", {**conditions, "table": digests[benchmark]}
         )
@@ -91,6 +94,6 @@ def evaluate(
             write_predictions(stem, questions, own, excel)
             scores[mode] = None if kind == JUDGED else score(benchmark, questions, kind, own)
         found[benchmark] = {"kind": kind, "questions": len(questions), "scores": scores}
-    result = {"model": name, **conditions, "benchmarks": found}
+    result = {"model": name, **conditions, "limit": limit, "benchmarks": found}
     write_json(out / "scores.json", result)
     return result

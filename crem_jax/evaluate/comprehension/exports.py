@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import re
@@ -16,16 +17,19 @@ _NOT_IN_EXCEL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _CELL = 32_767  # characters that Excel keeps
 
 
+def check_excel() -> None:
+    """Raises ValueError if openpyxl is not installed."""
+    if importlib.util.find_spec("openpyxl") is None:
+        raise ValueError("--xlsx needs openpyxl: pip install 'crem_jax[xlsx]'")
+
+
 def write_predictions(
     stem: Path, questions: Sequence[Question], answers: Mapping[str, str], excel: bool = False
 ) -> list[Path]:
     """Writes STEM.tsv and STEM.jsonl, with `excel` STEM.xlsx too, and returns their paths.
 
     Args:
-      answers: by index.
-
-    Raises:
-      ValueError: `excel`, and openpyxl is not installed.
+      answers: by index. excel: see `check_excel`.
     """
     columns = list(questions[0].columns)
     rows = [{**q.columns, "prediction": answers[q.index]} for q in questions]
@@ -45,10 +49,8 @@ def write_predictions(
 
 
 def _workbook(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
-    try:
-        from openpyxl import Workbook
-    except ModuleNotFoundError as error:
-        raise ValueError("--xlsx needs openpyxl: pip install 'crem_jax[xlsx]'") from error
+    from openpyxl import Workbook
+
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     sheet.append(list(names))

@@ -42,11 +42,8 @@ class Question:
         return tuple(base64.b64decode(picture) for picture in self.pictures)
 
 
-def read_table(path: str | os.PathLike, limit: int | None = None) -> list[Question]:
+def read_table(path: str | os.PathLike) -> list[Question]:
     """The questions of a file.
-
-    Args:
-      limit: only the first so many rows.
 
     Raises:
       RecordError: a row is not as VLMEvalKit's are. FileNotFoundError: there is no such file.
@@ -69,7 +66,7 @@ def read_table(path: str | os.PathLike, limit: int | None = None) -> list[Questi
     pictures = _pictures({row["index"]: (line, row.get("image", "")) for line, row in rows}, path)
     seen: set[str] = set()
     out = []
-    for line, row in rows[:limit]:
+    for line, row in rows:
         if row["index"] in seen:
             raise RecordError(f"{path}:{line} has the index {row['index']!r} of an earlier row")
         seen.add(row["index"])

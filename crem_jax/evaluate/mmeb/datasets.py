@@ -51,10 +51,12 @@ def chosen(names: Sequence[str] | None) -> tuple[Dataset, ...]:
     """Data sets by name or meta-task, each once, in the order of DATASETS; None is all.
 
     Raises:
-      ValueError: there is none of that name.
+      ValueError: there is none of that name, or no name.
     """
     if names is None:
         return DATASETS
+    if not names:
+        raise ValueError("--datasets names nothing; expected data sets or meta-tasks of MMEB")
     known = [dataset.name for dataset in DATASETS]
     for name in names:
         if name not in known and name not in TASKS:

@@ -79,7 +79,7 @@ def evaluate(
         "k": k,
         "dim": dim or width,
         "dtype": model.config.dtype,
-        "rows of a data set": limit or "all",
+        "limit": limit,
         "items": len(work),
         "embeddings found in the cache": found,
         "embeddings made": len(work) - found,
@@ -90,9 +90,9 @@ def evaluate(
         store.refresh()
         for one, own in zip(cases, keys, strict=True):
             scores.append(_scored(one, own, store, dim, Path(out)))
-        store.tidy()
         write_json(Path(out) / "scores.json", to_json(scores, about))
         write_leaderboard(Path(out), scores, _metadata(model, name, dim or width))
+        store.tidy()
     distributed.meet(hours=_PATIENCE)
     return scores, about
 

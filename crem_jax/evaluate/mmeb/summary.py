@@ -77,9 +77,14 @@ def means(scores: Sequence[Score]) -> dict[str, float | None]:
     }
 
 
-def warnings(scores: Sequence[Score]) -> list[str]:
-    """What a reader of the scores has to know."""
+def warnings(scores: Sequence[Score], limit: int | None = None) -> list[str]:
+    """What a reader of the scores has to know. limit: rows that were read of each data set."""
     out = []
+    if limit:
+        out.append(
+            f"only the first {limit} rows of each data set: not to be compared with published "
+            "figures"
+        )
     if len(scores) < len(DATASETS):
         out.append(
             f"{len(scores)} of MMEB's {len(DATASETS)} data sets: these means are of those alone, "
@@ -116,5 +121,5 @@ def to_json(scores: Sequence[Score], about: Mapping[str, Any]) -> dict[str, Any]
             }
             for one in scores
         },
-        "warnings": warnings(scores),
+        "warnings": warnings(scores, about["limit"]),
     }
