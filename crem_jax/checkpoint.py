@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,23 @@ from crem_jax.config import ModelConfig
 from crem_jax.convert.huggingface import check_same_bits, read_tokenizer
 from crem_jax.convert.safetensors_io import atomic_directory
 from crem_jax.data.chat_template import chat_template
+from crem_jax.evaluate.files import write_json
 from crem_jax.model import crem
 
 CONFIG_FILE = "crem.json"
 
 
 def save_model_files(directory: str | Path, config: ModelConfig, tokenizer: Any) -> None:
-    """Writes everything of a model directory but the checkpoints."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    """Writes everything of a model directory but the checkpoints; each file is there whole."""
+    place = Path(directory) / "tokenizer"
+    partial = place.with_name(".tokenizer.partial")
     tokenizer.chat_template = chat_template(config)
-    tokenizer.save_pretrained(directory / "tokenizer")
-    (directory / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+    tokenizer.save_pretrained(partial)
+    place.mkdir(exist_ok=True)
+    for file in partial.iterdir():
+        os.replace(file, place / file.name)
+    partial.rmdir()
+    write_json(Path(directory) / CONFIG_FILE, config.to_dict())
 
 
 def save_model(

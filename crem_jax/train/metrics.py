@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from crem_jax.evaluate.files import write_text
+
 
 class Writer(Protocol):
     """Another place for metrics."""
@@ -34,7 +36,7 @@ class MetricsLog:
             return
         path = Path(path)
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -96,7 +98,7 @@ class WandB:
             raise ValueError("--log wandb needs wandb: pip install 'crem_jax[wandb]'") from error
         kept = directory / "wandb_id.txt"
         if not kept.exists():
-            kept.write_text(secrets.token_hex(4) + "\n")
+            write_text(kept, secrets.token_hex(4) + "\n")
         self._run = wandb.init(
             id=kept.read_text().strip(),
             resume="allow",

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from crem_jax import trees
 from crem_jax.data.pipeline import Source
 from crem_jax.data.records import Record
+from crem_jax.evaluate.files import write_text
 
 FILE = "recipe.json"
 _MADE_WITH = "made_with"
@@ -45,10 +46,9 @@ def refuse_another(directory: Path, recipe: dict) -> None:
 
     Keys in FREE may.
     """
-    path = directory / FILE
-    if not path.exists():
+    found = _read(directory / FILE)
+    if found is None:
         return
-    found = json.loads(path.read_text())
     found.pop(_MADE_WITH, None)
     there, here = _leaves(found), _leaves(recipe)
     different = sorted(k for k in {*there, *here} if there.get(k) != here.get(k) and k not in FREE)
@@ -66,7 +66,7 @@ def write(directory: Path, recipe: dict, sources: Mapping[str, Source], step: in
       sources: of the data, by name. step: the run goes on from.
     """
     path = directory / FILE
-    starts = json.loads(path.read_text()).get(_MADE_WITH, []) if path.exists() else []
+    starts = (_read(path) or {}).get(_MADE_WITH, [])
     starts.append(
         {
             "from_step": step,
@@ -77,7 +77,7 @@ def write(directory: Path, recipe: dict, sources: Mapping[str, Source], step: in
             "data": {name: fingerprint(source) for name, source in sorted(sources.items())},
         }
     )
-    path.write_text(json.dumps(recipe | {_MADE_WITH: starts}, indent=1) + "\n")
+    write_text(path, json.dumps(recipe | {_MADE_WITH: starts}, indent=1) + "\n")
 
 
 def versions() -> dict[str, str]:
@@ -91,18 +91,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit() -> str | None:
-    """Of this library's working copy, "+" behind it if files differ; None outside of git."""
+def git_commit(root: Path = Path(__file__).parents[2]) -> str | None:
+    """Of this library's working copy at `root`, "+" behind it if files differ.
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
+    Outside of git the file COMMIT says it, which the launch scripts put into the copies they make;
+    without that, None.
+    """
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    command.append("--exclude=*")  # no tags: the commit itself
     try:
-        commit = git("rev-parse", "HEAD")
-        return commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        file = root / "COMMIT"
+        return (file.read_text().strip() or None) if file.exists() else None
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
@@ -114,6 +115,17 @@ def fingerprint(source: Source) -> dict[str, Any]:
         except (OSError, ValueError) as error:  # the run itself skips and counts such records
             digest.update(type(error).__name__.encode())
     return {"records": count, "sample": digest.hexdigest()}
+
+
+def _read(path: Path) -> dict | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON ({error}); remove it to go on without comparing configs"
+        ) from error
 
 
 def _content(record: Record) -> bytes:
