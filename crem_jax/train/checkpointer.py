@@ -22,6 +22,9 @@ from crem_jax.train.step import TrainState
 KEPT = 2
 """Newest checkpoints kept, so that one may be damaged."""
 
+_NO_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
+"""What errors say that are this process's own, not the checkpoint's."""
+
 
 class Checkpointer:
     """Asynchronous checkpoints of a run: the last two and the best by `metric` are kept.
@@ -87,14 +90,22 @@ class Checkpointer:
 
         Raises:
           ValueError: there are checkpoints, and all are damaged.
+          MemoryError, PermissionError, JaxRuntimeError: this process has no room for one, or may
+            not read it; nothing is moved.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self.manager.all_steps(), reverse=True):
             restored, reason = None, ""
-            try:
-                restored = self._restore(step, state, stream)
-            except Exception as error:  # orbax and tensorstore have no common class for bad data
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+            for _ in range(2):  # a disk or a bucket may fail once
+                try:
+                    restored = self._restore(step, state, stream)
+                    break
+                except (MemoryError, PermissionError):
+                    raise
+                except Exception as error:  # orbax and tensorstore have no class for bad data
+                    if any(word in str(error) for word in _NO_DAMAGE):
+                        raise
+                    reason = (str(error).splitlines() or [type(error).__name__])[0]
             if distributed.all_agree(restored is not None):
                 self._set_aside(damaged, step)
                 return restored[0], step, restored[1]
