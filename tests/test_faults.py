@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+import subprocess
 from collections import namedtuple
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from cli_runner import crem
 from etils import epath
 
 from crem_jax import distributed
+from crem_jax.checkpoint import load_config, save_model_files
+from crem_jax.convert.huggingface import read_tokenizer
+from crem_jax.train import recipe
 from crem_jax.train.checkpointer import Checkpointer
 from crem_jax.train.faults import (
     Diverged,
@@ -111,6 +116,40 @@ def test_when_every_checkpoint_is_damaged_the_run_does_not_start_over(three_save
         cut(three_saves / "checkpoints" / str(step))
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged: 3: .*; 2: "):
         restored(three_saves, Counter())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        PermissionError("not yours"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+        ValueError("PERMISSION_DENIED: Error reading gs://bucket/run"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_no_damage_is_raised_and_the_checkpoint_stays(three_saves, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Checkpointer, "_restore", fail)
+    with pytest.raises(type(error)):
+        restored(three_saves, Counter())
+    monkeypatch.undo()
+    assert restored(three_saves, Counter())[0] == 3
+
+
+def test_a_checkpoint_that_cannot_be_read_once_is_read_again(three_saves, monkeypatch):
+    read, failures = Checkpointer._restore, [OSError("connection reset")]
+
+    def flaky(*arguments):
+        if failures:
+            raise failures.pop()
+        return read(*arguments)
+
+    monkeypatch.setattr(Checkpointer, "_restore", flaky)
+    assert restored(three_saves, Counter()) == (3, 3.0, True)
+    assert not (three_saves / "checkpoints-damaged").exists()
 
 
 def test_a_stream_of_other_shards_is_left_where_it_is(three_saves):
@@ -299,3 +338,83 @@ def test_a_bucket_gets_the_small_files_and_gives_them_back(tmp_path):
     assert (run.local / "tokenizer" / "a.json").read_text() == "[1]"
     assert not (run.local / "checkpoints").exists()
     assert not run.is_local and RunDirectory(tmp_path).is_local
+
+
+def test_every_process_has_the_small_files_and_gives_back_those_it_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr("crem_jax.train.workdir._MIRRORS", tmp_path / "mirrors")
+    bucket, runs = epath.Path(tmp_path / "bucket"), []
+    (tmp_path / "bucket").mkdir()
+    for name in ("crem.json", "bad_records-1.jsonl"):
+        (tmp_path / "bucket" / name).write_text("before")
+    for index in (0, 1):
+        monkeypatch.setattr(distributed, "share", lambda index=index: (index, 2))
+        monkeypatch.setattr(distributed, "is_main", lambda index=index: not index)
+        run = RunDirectory("gs://bucket/run")
+        run.remote = bucket
+        run.pull()
+        assert (run.local / "crem.json").read_text() == "before"
+        runs.append(run)
+    assert runs[0].local != runs[1].local
+    (runs[1].local / "bad_records-1.jsonl").write_text("after, longer")
+    os.utime(runs[1].local / "bad_records-1.jsonl", (1, 1))
+    for run in reversed(runs):  # process 0 last: what it has not changed must not win
+        run.push()
+    assert (bucket / "bad_records-1.jsonl").read_text() == "after, longer"
+
+
+def test_a_kill_leaves_the_small_files_as_they_were(tmp_path, tiny_model_dir, monkeypatch):
+    """Cut off where a file that has been written takes the place of the one before it."""
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    run = shutil.copytree(tiny_model_dir, tmp_path / "run")
+    config, tokenizer = load_config(run), read_tokenizer(run / "tokenizer")
+    recipe.write(run, {"seed": 1}, {}, 0)
+    (run / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    monkeypatch.setattr(os, "replace", kill)
+    for write in (
+        lambda: recipe.write(run, {"seed": 1}, {}, 5),
+        lambda: MetricsLog(run / "metrics.jsonl", 1),
+        lambda: save_model_files(run, config.replace(temperature=0.5), tokenizer),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_start_after_a_kill_writes_the_files_and_leaves_nothing_else(tmp_path, tiny_model_dir):
+    run = shutil.copytree(tiny_model_dir, tmp_path / "run")
+    (run / ".tokenizer.partial").mkdir()
+    (run / ".tokenizer.partial" / "tokenizer.json").write_text('{"cut')
+    before = {path.relative_to(tiny_model_dir) for path in tiny_model_dir.rglob("*")}
+    config = load_config(run).replace(temperature=0.5)
+    save_model_files(run, config, read_tokenizer(run / "tokenizer"))
+    assert load_config(run) == config and read_tokenizer(run / "tokenizer")
+    assert {path.relative_to(run) for path in run.rglob("*")} == before
+
+
+def test_a_recipe_that_was_cut_off_is_named(tmp_path):
+    recipe.write(tmp_path, {"seed": 1}, {}, 0)
+    recipe.write(tmp_path, {"seed": 1}, {}, 3)
+    recipe.refuse_another(tmp_path, {"seed": 1})
+    starts = json.loads((tmp_path / "recipe.json").read_text())["made_with"]
+    assert [start["from_step"] for start in starts] == [0, 3]
+    cut(tmp_path)
+    with pytest.raises(ValueError, match=r"recipe\.json is no JSON \(.*\); remove it to go on"):
+        recipe.refuse_another(tmp_path, {"seed": 1})
+
+
+def test_the_commit_is_gits_or_that_of_the_copy(tmp_path):
+    assert recipe.git_commit(tmp_path) is None
+    (tmp_path / "COMMIT").write_text("abc+\n")
+    assert recipe.git_commit(tmp_path) == "abc+"
+    (tmp_path / "file").write_text("1")
+    author = ("-c", "user.name=x", "-c", "user.email=x@x")
+    for words in (("init", "-q"), ("add", "file"), (*author, "commit", "-qm", "x"), ("tag", "v1")):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    commit = recipe.git_commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    (tmp_path / "file").write_text("2")
+    assert recipe.git_commit(tmp_path) == commit + "+"

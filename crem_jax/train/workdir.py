@@ -1,7 +1,7 @@
 """Where a run lives: a directory, or a bucket (gs://BUCKET/RUN) with its small files mirrored here.
 
 Checkpoints go to the bucket directly, from every process. What people read (metrics, recipe,
-pictures) is written here and copied there by process 0, because buckets cannot append.
+pictures, skipped records) is written here and copied there, because buckets cannot append.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ class RunDirectory:
       workdir: a directory or gs:// URL. mirror: local directory for the small files of a bucket.
 
     Attributes:
-      local: directory of the small files. checkpoints: where checkpoints go.
+      local: directory of the small files; of a bucket each process has its own, because several
+        may share a machine. checkpoints: where checkpoints go.
     """
 
     def __init__(self, workdir: str | Path, mirror: Path | None = None):
         self.name = str(workdir)
         self.remote = epath.Path(self.name) if "://" in self.name or mirror else None
         slug = self.name.partition("://")[2].strip("/").replace("/", "--")
+        slug += "" if distributed.is_main() else f"--process-{distributed.share()[0]}"
         self.local = (mirror or _MIRRORS.expanduser() / slug) if self.remote else Path(workdir)
         place = self.remote or epath.Path(self.local.absolute())
         self.checkpoints = place / "checkpoints"
@@ -42,9 +44,9 @@ class RunDirectory:
 
     @classmethod
     def open(cls, workdir: str | Path) -> RunDirectory:
-        """The run's place, with the small files of a bucket brought here on process 0."""
+        """The run's place, with the small files of a bucket brought here, on every process."""
         run = cls(workdir)
-        distributed.on_main(run.pull)
+        run.pull()
         return run
 
     @property
@@ -66,12 +68,14 @@ class RunDirectory:
             raise OSError(f"--workdir {self.name} cannot be used: {error}") from error
 
     def push(self, now: bool = True) -> None:
-        """Process 0 copies small files that have changed to the bucket.
+        """Copies small files that have changed here to the bucket.
+
+        Each process does so with its own: most are written by process 0 alone.
 
         Args:
           now: or only if the last time was a minute ago.
         """
-        if self.is_local or not distributed.is_main():
+        if self.is_local:
             return
         if not now and time.monotonic() - self._last < _PUSH_EVERY:
             return
@@ -93,4 +97,6 @@ class RunDirectory:
                 (here / child.name).mkdir()
                 self._copy_down(child, here / child.name)
             else:
-                (here / child.name).write_bytes(child.read_bytes())
+                file = here / child.name
+                file.write_bytes(child.read_bytes())
+                self._pushed[file] = file.stat().st_mtime
