@@ -31,6 +31,10 @@ class Flops:
     def __add__(self, other: Flops) -> Flops:
         return Flops(*(a + b for a, b in zip(self.parts, other.parts, strict=True)))
 
+    def __mul__(self, other: Flops) -> Flops:
+        """Part by part."""
+        return Flops(*(a * b for a, b in zip(self.parts, other.parts, strict=True)))
+
     @property
     def parts(self) -> tuple[float, ...]:
         return dataclasses.astuple(self)
@@ -39,16 +43,41 @@ class Flops:
     def forward(self) -> float:
         return sum(self.parts)
 
-    def training(self, frozen_vision: bool = False) -> float:
-        """Of a training step: a backward pass costs two forward passes.
-
-        What is computed anew to save memory does not count, as is the custom for utilisation.
+    def training(self, rates: Mapping[str, float] | None = None) -> float:
+        """Of a training step that computes nothing anew, as is the custom for utilisation.
 
         Args:
-          frozen_vision: nothing in the vision tower is trained, so it has no backward pass.
+          rates: see `training_passes`.
         """
-        tower = self.vision + self.vision_attention
-        return 3.0 * self.forward - (2.0 * tower if frozen_vision else 0.0)
+        return (self * training_passes(rates)).forward
+
+
+def training_passes(rates: Mapping[str, float] | None = None) -> Flops:
+    """What each part of a training step costs, in forward passes of it.
+
+    A backward pass costs one for the gradient by what came in, and one for the gradient by the
+    weights if any of the part's matrices train; those of adapters are too small to count. A vision
+    tower of which nothing trains has no backward pass.
+
+    Args:
+      rates: multipliers of the learning rate by path, 0 where frozen; None trains everything.
+    """
+    if rates is None:
+        return Flops(3, 3, 3, 3, 3)
+    trained = {path for path, rate in rates.items() if rate}
+
+    def matrices(part: str) -> int:
+        return 2 + any(path.startswith(part) and path.endswith("kernel") for path in trained)
+
+    sees = any(path.startswith("vision/") for path in trained)
+    head = "backbone/head" if "backbone/head" in rates else "backbone/embedding"
+    return Flops(
+        vision=matrices("vision/") if sees else 1,
+        vision_attention=3 if sees else 1,
+        text=matrices("backbone/layers/"),
+        attention=3,
+        head=2 + (head in trained),
+    )
 
 
 def model_flops(config: ModelConfig, buckets: Mapping[str, Any] | Iterable[Any]) -> Flops:

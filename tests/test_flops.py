@@ -11,7 +11,7 @@ import toy
 
 from crem_jax.config import TextConfig
 from crem_jax.data.batch_spec import BucketSpec
-from crem_jax.flops import decoder_weights, model_flops
+from crem_jax.flops import Flops, decoder_weights, model_flops, training_passes
 from crem_jax.model import crem
 from crem_jax.types import Context, Patches, Target
 
@@ -59,11 +59,29 @@ def test_the_count_is_the_compilers_where_that_sees_every_layer(wide):
     assert model_flops(wide, {"picture": b}).forward == pytest.approx(counted, rel=0.08)
 
 
+TRAINED = dict.fromkeys(
+    (
+        *("vision/patch_kernel", "vision/blocks/qkv/kernel", "vision/merge_norm/scale"),
+        *("backbone/embedding", "backbone/layers/q/kernel", "backbone/layers/q/bias"),
+    ),
+    1.0,
+)
+ADAPTERS = {"backbone/layers/q/lora_a": 1.0, "compressor/chorus_delta": 1.0}
+
+
 def test_a_step_is_three_forward_passes_and_a_frozen_tower_has_no_backward_pass(wide):
     flops = model_flops(wide, [BUCKET])
-    assert flops.training() == 3 * flops.forward
+    assert flops.training() == flops.training(TRAINED) == 3 * flops.forward
     tower = flops.vision + flops.vision_attention
-    assert flops.training(frozen_vision=True) == flops.training() - 2 * tower
+    still = {path: rate * (not path.startswith("vision/")) for path, rate in TRAINED.items()}
+    assert flops.training(still) == flops.training() - 2 * tower
+
+
+def test_matrices_that_are_frozen_have_no_gradient_of_their_own():
+    assert training_passes(dict.fromkeys(TRAINED, 0.0) | ADAPTERS) == Flops(1, 1, 2, 3, 2)
+    norms = TRAINED | {"vision/patch_kernel": 0.0, "vision/blocks/qkv/kernel": 0.0}
+    assert training_passes(norms) == Flops(2, 3, 3, 3, 3)
+    assert training_passes(norms | {"backbone/head": 0.0}).head == 2
 
 
 def test_the_decoder_of_qwen2_vl_2b_has_its_known_size():

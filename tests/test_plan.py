@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -22,10 +23,11 @@ from crem_jax.flops import model_flops
 from crem_jax.plan import report
 from crem_jax.plan.batch import SEQUENCE, abstract_batch, check_fits, packed_spec
 from crem_jax.plan.chips import CHIPS, Pod, find_pod
-from crem_jax.plan.compile import Plan, _collectives, out_of_memory
+from crem_jax.plan.compile import Plan, _collectives, check_chunk, out_of_memory
 from crem_jax.plan.hlo import collectives
 from crem_jax.plan.roofline import estimate
-from crem_jax.plan.sweep import meshes
+from crem_jax.plan.sweep import meshes, sweep
+from crem_jax.train.joint import LossConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -93,15 +95,36 @@ def test_an_unknown_topology_is_named(topology):
 def test_a_step_is_bound_by_its_slowest_side():
     chip, bucket = CHIPS["v5e"], BucketSpec(**{**vars(SEQUENCE), "rows": 8})
     model = _model_2b()
-    free = estimate(model, [bucket], chip, 2, link_bytes=0, state_bytes=0)
+    free = estimate(model, [bucket], chip, 2, 0, 0, LossConfig())
     assert 0.5 < free.utilisation <= 1
     assert free.utilisation * free.seconds * chip.flops == pytest.approx(
         model_flops(model, [bucket]).training() / 2
     )
-    linked = estimate(model, [bucket], chip, 2, link_bytes=1e12, state_bytes=0)
+    linked = estimate(model, [bucket], chip, 2, 1e12, 0, LossConfig())
     assert linked.seconds == pytest.approx(5.0)
-    frozen = estimate(model, [bucket], chip, 2, 0, 0, frozen_vision=True)
+    frozen = estimate(model, [bucket], chip, 2, 0, 0, LossConfig(), {"backbone/embedding": 1.0})
     assert frozen.seconds < free.seconds
+
+
+def test_chunks_cost_another_forward_pass_of_contexts_and_of_pictures_that_are_not_kept():
+    chip, bucket, model = CHIPS["v5e"], BucketSpec(**{**vars(SEQUENCE), "rows": 8}), _model_2b()
+    still = {"backbone/layers/q/kernel": 1.0, "backbone/embedding": 1.0, "vision/patch_kernel": 0.0}
+
+    def executed(**loss) -> dict[str, float]:
+        guess = estimate(model, [bucket], chip, 2, 0, 0, LossConfig(**loss), still)
+        return {part.name: part.flops for part in guess.parts}
+
+    whole, chunks = executed(), dict(chunk_rows=(("sequence", 4),))
+    context = dataclasses.replace(bucket, target_slots=0, answers=0)
+    forward = model_flops(model, [context])
+    more = {name: flops - whole[name] for name, flops in executed(**chunks).items()}
+    assert more["text"] == pytest.approx(forward.text / 2)
+    assert more["vision"] == pytest.approx(forward.vision / 2)
+    assert more["attention"] == pytest.approx((forward.attention + forward.vision_attention) / 2)
+    assert more["head"] == more["optimizer"] == 0
+    kept = executed(**chunks, cache_vision=True)
+    assert kept["vision"] == whole["vision"] and kept["text"] > whole["text"]
+    assert executed(**chunks, retrieval=0.0) == whole
 
 
 def _model_2b() -> ModelConfig:
@@ -147,11 +170,47 @@ def test_a_program_that_cannot_be_read_still_has_a_plan():
 
     assert _collectives(Unreadable()) is None
     chip, bucket = CHIPS["v6e"], BucketSpec(**{**vars(SEQUENCE), "rows": 8})
-    guess = estimate(_model_2b(), [bucket], chip, 2, 0, 0)
-    plan = Plan((1, 2, 1), 4.0, 9.0, 9.0, estimate=guess)
+    guess = estimate(_model_2b(), [bucket], chip, 2, 0, 0, LossConfig())
+    plan = dataclasses.replace(PLAN, peak=9.0, arguments=1.0, temporary=8.0, estimate=guess)
     pod = Pod("v6e:1x2", chip, 2, [None, None])
-    assert "links     unknown" in report.text(plan, pod)
-    assert json.loads(json.dumps(report.figures(plan, pod)))["collectives"] is None
+    text, figures = report.text(plan, pod), json.loads(json.dumps(report.figures(plan, pod)))
+    assert "links     unknown" in text and "hidden" not in text
+    assert figures["collectives"] is figures["estimated_utilisation_nothing_hidden"] is None
+    assert figures["estimated_utilisation"] > 0.5
+
+
+PLAN = Plan((1, 2, 1), 4.0, 3e12, 20.0, 30.0, 2.5, needs=33.0)
+
+
+def test_a_plan_that_does_not_fit_has_every_key_and_says_what_is_known():
+    pod = Pod("v6e:1x2", CHIPS["v6e"], 2, [None, None])
+    figures = json.loads(json.dumps(report.figures(PLAN, pod)))
+    assert not figures["fits"] and figures["peak_hbm_gib"] == 33
+    assert figures["model_tflop_per_chip"] == 3
+    assert figures["compile_cpu_seconds"] == 30 and figures["host_peak_rss_gb"] == 2.5
+    assert figures["estimated_utilisation"] is figures["parts"] is None
+    guess = estimate(_model_2b(), [SEQUENCE], pod.chip, 2, 0, 0, LossConfig())
+    fits = dataclasses.replace(PLAN, peak=9.0, collectives=(), estimate=guess)
+    assert set(report.figures(fits, pod)) == set(figures)
+    assert "needs at least 33.00 of 32 GiB" in report.text(PLAN, pod)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "batch", "mesh", "reason"),
+    [
+        (3, 4, (1, 8, 1), "--chunk 3 does not divide --per_chip_batch 4"),
+        (2, 0, (1, 8, 1), "--chunk counts packed sequences"),
+        (1, 2, (1, 8, 1), "--chunk 1 makes 4 sequences on 4 chips, .* 8 devices"),
+        (1, 2, (1, 4, 2), None),
+        (3, 2, (1, 8, 1), None),
+    ],
+)
+def test_chunks_that_cut_a_batch_unevenly_are_refused(chunk, batch, mesh, reason):
+    if reason is None:
+        check_chunk(chunk, batch, 4, mesh)
+        return
+    with pytest.raises(ConfigError, match=reason):
+        check_chunk(chunk, batch, 4, mesh)
 
 
 def test_a_sweep_tries_meshes_that_use_every_device():
@@ -159,6 +218,24 @@ def test_a_sweep_tries_meshes_that_use_every_device():
         shapes = meshes(devices)
         assert all(np.prod(shape) == devices for shape in shapes)
         assert len(set(shapes)) == len(shapes) >= 2
+
+
+def test_a_sweep_leaves_out_what_does_not_divide(monkeypatch):
+    def plan(config, pod, batch, chunk, mesh):
+        if batch % 2 or mesh[2] == 2:
+            raise ConfigError(f"{batch} does not divide")
+        return dataclasses.replace(
+            PLAN, mesh=mesh, sequences=batch, peak=1.0 if batch < 8 else None
+        )
+
+    monkeypatch.setattr("crem_jax.plan.sweep.plan", plan)
+    pod = Pod("v5e:2x4", CHIPS["v5e"], 8, [None] * 8)
+    found = [(plan.mesh, plan.sequences, plan.fits) for plan in sweep(None, pod)]
+    sizes = [(2, True), (4, True), (8, False)]
+    assert found == [(mesh, *each) for mesh in ((1, 8, 1), (4, 2, 1)) for each in sizes]
+    with pytest.raises(ConfigError, match="12 does not divide"):
+        monkeypatch.setattr("crem_jax.plan.sweep.meshes", lambda devices: [(1, 4, 2)])
+        list(sweep(None, pod, first=3))
 
 
 @pytest.mark.slow

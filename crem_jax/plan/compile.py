@@ -12,7 +12,9 @@ import jax
 from ml_collections import ConfigDict
 
 from crem_jax import mesh as meshes
+from crem_jax.config import ConfigError
 from crem_jax.data.batch_spec import BatchSpec, make_batch_spec
+from crem_jax.flops import model_flops
 from crem_jax.plan import roofline
 from crem_jax.plan.batch import abstract_batch, check_fits, packed_spec
 from crem_jax.plan.chips import GIB, Pod
@@ -27,23 +29,26 @@ class Plan:
 
     Attributes:
       mesh: data, fsdp, tensor. sequences: rows of all buckets on one chip.
-      arguments: train state and batch. temporary: all else at its largest. peak: of the step;
-        None if it does not fit, and `needs` then is what the compiler would need at least.
+      model_flops: useful operations of the step.
+      compile_seconds, compile_cpu_seconds, host_peak_rss: what planning itself took; GB.
+      needs: memory at the peak of the step, or what the compiler would need at least.
+      peak: the same; None if it does not fit, and so are all that follow.
+      arguments: train state and batch. temporary: all else at its largest.
       collectives: None if unknown, see `_collectives`; the estimate then is without links.
-      estimate: None if it does not fit.
     """
 
     mesh: tuple[int, int, int]
     sequences: float
-    peak: float | None
+    model_flops: float
+    compile_seconds: float
+    compile_cpu_seconds: float
+    host_peak_rss: float
     needs: float
-    arguments: float = 0.0
-    temporary: float = 0.0
+    peak: float | None = None
+    arguments: float | None = None
+    temporary: float | None = None
     collectives: tuple[Collective, ...] | None = None
     estimate: roofline.Estimate | None = None
-    compile_seconds: float = 0.0
-    compile_cpu_seconds: float = 0.0
-    host_peak_rss: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -66,10 +71,13 @@ def plan(
       mesh: data, fsdp, tensor; by default the config's.
 
     Raises:
-      ConfigError: the batch does not divide over the mesh, or the config makes no sense.
+      ConfigError: the batch does not divide over the mesh or into chunks, or the config makes no
+        sense.
     """
     objective = make_objective(config)
     shape = layout.mesh_shape(mesh or config.mesh, len(pod.devices))
+    if chunk:
+        check_chunk(chunk, per_chip_batch, pod.chips, shape)
     grid = pod.mesh(shape)
     spec = make_batch_spec(config.data)
     if per_chip_batch:
@@ -89,16 +97,23 @@ def plan(
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            needs = out_of_memory(error)
-            return Plan(shape, _rows(spec, pod), None, needs * pod.per_chip)
-    clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+            compiled, needs = None, out_of_memory(error)
+    flops = model_flops(objective.model, spec.buckets)
+    known = dict(
+        mesh=shape,
+        sequences=_rows(spec, pod),
+        model_flops=flops.training(objective.rates) / pod.chips,
+        compile_seconds=time.perf_counter() - clock,
+        compile_cpu_seconds=time.process_time() - cpu,
+        host_peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    )
+    if compiled is None:
+        return Plan(**known, needs=needs * pod.per_chip)
     memory = compiled.memory_analysis()
     per_chip = pod.per_chip / GIB
     found = _collectives(compiled)
-    frozen = all(path in objective.frozen for path in objective.rates if path.startswith("vision/"))
     return Plan(
-        mesh=shape,
-        sequences=_rows(spec, pod),
+        **known,
         peak=memory.peak_memory_in_bytes * per_chip,
         needs=memory.peak_memory_in_bytes * per_chip,
         arguments=memory.argument_size_in_bytes * per_chip,
@@ -111,12 +126,26 @@ def plan(
             pod.chips,
             pod.per_chip * sum(_wire(c) for c in found or ()),
             pod.per_chip * memory.argument_size_in_bytes,
-            frozen,
+            objective.loss,
+            objective.rates,
         ),
-        compile_seconds=clock,
-        compile_cpu_seconds=cpu,
-        host_peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     )
+
+
+def check_chunk(chunk: int, per_chip_batch: int, chips: int, mesh: tuple[int, int, int]) -> None:
+    """Raises ConfigError if --chunk does not cut the batch of every device into equal parts."""
+    if not per_chip_batch:
+        raise ConfigError("--chunk counts packed sequences, of which --per_chip_batch must say N")
+    if chunk >= per_chip_batch:
+        return
+    if per_chip_batch % chunk:
+        raise ConfigError(f"--chunk {chunk} does not divide --per_chip_batch {per_chip_batch}")
+    devices = mesh[0] * mesh[1]
+    if chunk * chips % devices:
+        raise ConfigError(
+            f"--chunk {chunk} makes {chunk * chips} sequences on {chips} chips, which cannot be "
+            f"split over the {devices} devices that share the batch on mesh {tuple(mesh)}"
+        )
 
 
 def _collectives(compiled: jax.stages.Compiled) -> tuple[Collective, ...] | None:

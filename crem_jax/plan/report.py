@@ -41,7 +41,7 @@ def text(plan: Plan, pod: Pod) -> str:
         head,
         f"memory    {plan.peak:.2f} of {total:.0f} GiB at the peak of a step "
         f"({plan.arguments:.2f} train state and batch, {plan.temporary:.2f} temporary)",
-        f"model     {guess.model_flops / 1e12:.1f} TFLOP a chip and step (counted from the shapes)",
+        f"model     {plan.model_flops / 1e12:.1f} TFLOP a chip and step (counted from the shapes)",
         "estimate  a roofline, not a measurement:",
         f"  {'part':<12}{'TFLOP':>9}{'GB':>9}{'FLOP/byte':>11}{'ms':>9}   bound by",
     ]
@@ -52,22 +52,25 @@ def text(plan: Plan, pod: Pod) -> str:
             f"{part.intensity:>11.0f}{1e3 * part.seconds(chip):>9.1f}   "
             f"{'memory' if by_memory else 'arithmetic'}"
         )
-    lines += [
-        f"  step {1e3 * guess.seconds:.0f} ms with collectives hidden, "
-        f"{1e3 * (guess.compute + guess.links):.0f} ms with none hidden",
-        f"  utilisation at most {100 * guess.utilisation:.0f} %, "
-        f"{100 * guess.utilisation_exposed:.0f} % with none hidden",
-    ]
+    step, best = f"  step {1e3 * guess.seconds:.0f} ms", f"{100 * guess.utilisation:.0f} %"
     if plan.collectives is None:
-        lines.append(
-            "links     unknown: this jaxlib cannot read the compiled program; not estimated"
-        )
+        lines += [
+            f"{step} without collectives",
+            f"  utilisation at most {best}",
+            "links     unknown: this jaxlib cannot read the compiled program; not estimated",
+        ]
     else:
-        lines.append(f"links     {1e3 * guess.links:.0f} ms at {chip.links / 1e9:.0f} GB/s:")
-    lines += [
-        f"  {each.kind:<20}{each.count:>7} x {each.bytes / 1e9:>9.2f} GB in all"
-        for each in plan.collectives or ()
-    ]
+        lines += [
+            f"{step} with collectives hidden, "
+            f"{1e3 * (guess.compute + guess.links):.0f} ms with none hidden",
+            f"  utilisation at most {best}, "
+            f"{100 * guess.utilisation_exposed:.0f} % with none hidden",
+            f"links     {1e3 * guess.links:.0f} ms at {chip.links / 1e9:.0f} GB/s:",
+        ]
+        lines += [
+            f"  {each.kind:<20}{each.count:>7} x {each.bytes / 1e9:>9.2f} GB in all"
+            for each in plan.collectives
+        ]
     lines.append(
         f"compiled  in {plan.compile_seconds:.0f} s ({plan.compile_cpu_seconds:.0f} CPU-seconds), "
         f"{plan.host_peak_rss:.1f} GB of host memory"
@@ -76,8 +79,12 @@ def text(plan: Plan, pod: Pod) -> str:
 
 
 def figures(plan: Plan, pod: Pod) -> dict[str, Any]:
-    """The plan as JSON; memory in GiB a chip (host in GB), times in seconds."""
-    result: dict[str, Any] = {
+    """The plan as JSON; memory in GiB a chip (host in GB), times in seconds.
+
+    The keys are always the same; what is not known is None.
+    """
+    guess, found = plan.estimate, plan.collectives
+    return {
         "topology": pod.topology,
         "chips": pod.chips,
         "mesh": list(plan.mesh),
@@ -85,15 +92,11 @@ def figures(plan: Plan, pod: Pod) -> dict[str, Any]:
         "fits": plan.fits,
         "chip_hbm_gib": pod.chip.hbm / GIB,
         "peak_hbm_gib": plan.needs if math.isfinite(plan.needs) else None,
-    }
-    if not plan.fits:
-        return result
-    guess = plan.estimate
-    return result | {
         "arguments_gib": plan.arguments,
         "temporary_gib": plan.temporary,
-        "model_tflop_per_chip": guess.model_flops / 1e12,
-        "parts": {
+        "model_tflop_per_chip": plan.model_flops / 1e12,
+        "parts": guess
+        and {
             part.name: {
                 "tflop": part.flops / 1e12,
                 "gb": part.bytes / 1e9,
@@ -103,13 +106,13 @@ def figures(plan: Plan, pod: Pod) -> dict[str, Any]:
             for part in guess.parts
         },
         "collectives": None
-        if plan.collectives is None
-        else {
-            each.kind: {"count": each.count, "gb": each.bytes / 1e9} for each in plan.collectives
-        },
-        "estimated_step_seconds": guess.seconds,
-        "estimated_utilisation": guess.utilisation,
-        "estimated_utilisation_nothing_hidden": guess.utilisation_exposed,
+        if found is None
+        else {each.kind: {"count": each.count, "gb": each.bytes / 1e9} for each in found},
+        "estimated_step_seconds": guess and guess.seconds,
+        "estimated_utilisation": guess and guess.utilisation,
+        "estimated_utilisation_nothing_hidden": None
+        if found is None
+        else guess.utilisation_exposed,
         "compile_seconds": plan.compile_seconds,
         "compile_cpu_seconds": plan.compile_cpu_seconds,
         "host_peak_rss_gb": plan.host_peak_rss,

@@ -7,12 +7,13 @@ reads its weights and input and writes its output once, and nothing else costs a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from crem_jax.config import ModelConfig
 from crem_jax.data.batch_spec import BucketSpec
-from crem_jax.flops import Flops, decoder_weights, model_flops
+from crem_jax.flops import Flops, decoder_weights, model_flops, training_passes
 from crem_jax.plan.chips import Chip
+from crem_jax.train.joint import LossConfig
 
 WIDTH = 2
 """Bytes of a bfloat16 weight or activation."""
@@ -78,36 +79,50 @@ def estimate(
     chips: int,
     link_bytes: float,
     state_bytes: float,
-    frozen_vision: bool = False,
+    loss: LossConfig,
+    rates: Mapping[str, float] | None = None,
 ) -> Estimate:
     """The estimate for one of `chips` chips that share a global batch evenly.
 
     Args:
       link_bytes: of a chip's collectives. state_bytes: of its parameters and moments.
+      loss: says what GradCache runs. rates: see `flops.training_passes`.
     """
     buckets = list(buckets)
-    flops = model_flops(model, buckets)
-    again = model.remat == "full"  # every layer runs forward twice
-    passes, tower = 3 + again, 1 if frozen_vision else 3 + again
-    traffic = _forward_bytes(model, buckets, chips)
+    flops, traffic = model_flops(model, buckets), _forward_bytes(model, buckets, chips)
+    passes = training_passes(rates)
+    again = model.remat == "full"  # every layer that has a backward pass runs forward twice
+    tower = again and passes.vision > 1
+    passes += Flops(tower, tower, again, again, head=1)  # chunks of the head are computed again
+    done, moved = flops * passes, traffic * passes
+    if loss.chunk_rows and loss.retrieval:  # the first pass of `train.gradcache`
+        contexts = [_context(bucket, not loss.cache_vision) for bucket in buckets]
+        done += model_flops(model, contexts)
+        moved += _forward_bytes(model, contexts, chips)
     parts = (
-        Part("vision", tower * flops.vision / chips, tower * traffic.vision),
-        Part("text", passes * flops.text / chips, passes * traffic.text),
+        Part("vision", done.vision / chips, moved.vision),
+        Part("text", done.text / chips, moved.text),
         Part(
             "attention",
-            (passes * flops.attention + tower * flops.vision_attention) / chips,
-            passes * traffic.attention + tower * traffic.vision_attention,
+            (done.attention + done.vision_attention) / chips,
+            moved.attention + moved.vision_attention,
         ),
-        Part("head", 4 * flops.head / chips, 4 * traffic.head),  # chunks are computed again
+        Part("head", done.head / chips, moved.head),
         Part("optimizer", 0.0, 2 * state_bytes),
     )
     return Estimate(
         parts=parts,
         compute=sum(part.seconds(chip) for part in parts),
         links=link_bytes / chip.links,
-        model_flops=flops.training(frozen_vision) / chips,
+        model_flops=flops.training(rates) / chips,
         peak=chip.flops,
     )
+
+
+def _context(bucket: BucketSpec, seen: bool) -> BucketSpec:
+    """The bucket without its conversations, and without its pictures unless they are `seen`."""
+    patches = bucket.patches if seen else 0
+    return dataclasses.replace(bucket, patches=patches, target_slots=0, answers=0)
 
 
 def _forward_bytes(model: ModelConfig, buckets: list[BucketSpec], chips: int) -> Flops:

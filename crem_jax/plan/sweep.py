@@ -24,19 +24,25 @@ def meshes(devices: int) -> list[tuple[int, int, int]]:
 def sweep(config: ConfigDict, pod: Pod, first: int = 1, chunk: int = 0) -> Iterator[Plan]:
     """Plans of `first`, twice, four times … as many sequences a chip, until one does not fit.
 
-    A mesh on which the batch does not divide at first is left out.
+    A batch that does not divide over a mesh or into chunks is left out, and after three of them in
+    a row the mesh is.
+
+    Raises:
+      ConfigError: nothing is left.
     """
+    planned, refused = False, None
     for shape in meshes(len(pod.devices)):
-        batch = first
-        while True:
+        batch, misses = first, 0
+        while misses < 3:
             try:
                 found = plan(config, pod, batch, chunk, shape)
-            except ConfigError:
-                if batch > 4 * first:
-                    raise
-                batch *= 2
-                continue
-            yield found
-            if not found.fits:
-                break
+            except ConfigError as error:
+                refused, misses = error, misses + 1
+            else:
+                planned, misses = True, 0
+                yield found
+                if not found.fits:
+                    break
             batch *= 2
+    if not planned:
+        raise refused

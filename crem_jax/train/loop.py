@@ -160,8 +160,7 @@ def _work(parts: Parts, peak: float | None) -> tuple[float, float | None]:
     Args:
       peak: of one device; None or 0 is what is known of its kind.
     """
-    frozen_vision = all(path in parts.frozen for path in parts.rates if path.startswith("vision/"))
-    flops = model_flops(parts.model, parts.stream.spec.buckets).training(frozen_vision)
+    flops = model_flops(parts.model, parts.stream.spec.buckets).training(parts.rates)
     peak = peak or device_peak()
     return flops, peak and peak * jax.device_count()
 
