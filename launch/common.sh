@@ -32,6 +32,11 @@ need_value() {
     [[ $# -ge 2 && -n "$2" ]] || refuse "$1 needs a value"
 }
 
+need_bring() {
+    need_value "$@"
+    [[ "$2" =~ ^gs://[^/]+(/.*)?=[^=]+$ ]] || refuse "$1 '$2' is not gs://BUCKET/FOLDER=DIR"
+}
+
 # The comment at the top of the script is its manual.
 show_usage() {
     sed -n '2,/^[^#]/{/^#/!d;s/^# \{0,1\}//;p}' "$0"

@@ -2,7 +2,8 @@
 # Trains on TPU slices of a GKE cluster (kubectl must point at it; it needs the JobSet controller).
 #
 #   bash launch/gke.sh start NAME --image IMAGE --topology TOPOLOGY [OPTIONS] -- CREM-TRAIN-ARGUMENTS…
-#   bash launch/gke.sh start crem --image us-docker.pkg.dev/p/r/crem:1 --topology v5e:4x4 -- \
+#   bash launch/gke.sh start crem --image us-docker.pkg.dev/p/r/crem:1 --topology v5e:4x4 \
+#       --bring gs://my-bucket/models=models --bring gs://my-bucket/data=data -- \
 #       --config=configs/qwen2_vl_2b.py --workdir=gs://my-bucket/crem-2b
 #
 # VERBS
@@ -13,6 +14,9 @@
 # OPTIONS
 #   --topology T   v4:…, v5e:4x4, v5p:2x2x4, v6e:16x16, …: chip and shape of a slice
 #   --image IMAGE  built from launch/Dockerfile
+#   --bring gs://BUCKET/FOLDER=DIR  mounts the folder, read-only, at DIR, which the config names (in
+#                  the checkout, unless it starts with /); may be repeated. The cluster needs the
+#                  Cloud Storage FUSE CSI driver, and the service account may read the bucket
 #   --slices N     default 1        --restarts N   after preemptions (default 10)
 #   --service-account A             the one that may write the bucket (default: default)
 #   --namespace N                   default: as kubectl is configured
@@ -32,13 +36,15 @@ main() {
     [[ "$name" =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
         refuse "expected the name of a run (letters, digits, dashes), got '$name'"
     shift 2
-    image="" topology="" slices=1 restarts=10 service_account=default namespace="" arguments=()
+    image="" topology="" slices=1 restarts=10 service_account=default namespace=""
+    brought=() arguments=()
     while [[ $# -gt 0 ]]; do
         case "$1" in
             --image | --topology | --slices | --restarts | --namespace)
                 need_value "$@" && printf -v "${1#--}" '%s' "$2" && shift 2
                 ;;
             --service-account) need_value "$@" && service_account="$2" && shift 2 ;;
+            --bring) need_bring "$@" && brought+=("$2") && shift 2 ;;
             --dry-run) DRY_RUN=1 && shift ;;
             -h | --help) show_usage ;;
             --) shift && arguments=("$@") && break ;;
@@ -73,11 +79,25 @@ render() {
 import json, os, string, sys
 numbers = ("RESTARTS", "SLICES", "HOSTS", "CHIPS")
 values = {k: v if k in numbers else json.dumps(v) for k, v in os.environ.items()}
-values["ARGUMENTS"] = json.dumps(sys.argv[1:])
+count = int(sys.argv[1])
+brought, arguments = sys.argv[2 : 2 + count], sys.argv[2 + count :]
+volumes, mounts = [], []
+for number, each in enumerate(brought):
+    url, _, place = each.rpartition("=")
+    bucket, _, folder = url.removeprefix("gs://").rstrip("/").partition("/")
+    options = f"implicit-dirs,only-dir={folder}" if folder else "implicit-dirs"
+    attributes = {"bucketName": bucket, "mountOptions": options}
+    driver = {"driver": "gcsfuse.csi.storage.gke.io", "readOnly": True}
+    volumes.append({"name": f"brought-{number}", "csi": driver | {"volumeAttributes": attributes}})
+    place = os.path.join("/crem_jax", place)  # where launch/Dockerfile puts the checkout
+    mounts.append({"name": f"brought-{number}", "mountPath": place, "readOnly": True})
+values["ARGUMENTS"] = json.dumps(arguments)
+values["VOLUMES"], values["MOUNTS"] = json.dumps(volumes), json.dumps(mounts)
+values["ANNOTATIONS"] = json.dumps({"gke-gcsfuse/volumes": "true"} if brought else {})
 text = open("launch/gke_jobset.yaml").read()
 body = "".join(line for line in text.splitlines(True) if not line.startswith("#"))
 print(string.Template(body).substitute(values), end="")
-' "${arguments[@]}"
+' "${#brought[@]}" ${brought[@]+"${brought[@]}"} "${arguments[@]}"
 }
 
 start() {

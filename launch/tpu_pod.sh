@@ -3,7 +3,8 @@
 # this checkout to every worker, installs it, starts the run on all of them and follows it.
 #
 #   bash launch/tpu_pod.sh train NAME --zone ZONE --type TYPE [OPTIONS] -- CREM-TRAIN-ARGUMENTS…
-#   bash launch/tpu_pod.sh train crem --zone us-east5-b --type v6e-256 --spot --queued -- \
+#   bash launch/tpu_pod.sh train crem --zone us-east5-b --type v6e-256 --spot --queued \
+#       --bring gs://my-bucket/models=models --bring gs://my-bucket/data=data -- \
 #       --config=configs/qwen2_vl_2b.py --workdir=gs://my-bucket/crem-2b
 #
 # VERBS
@@ -20,6 +21,8 @@
 #   --type TYPE      v5litepod-16, v5p-128, v6e-256, …
 #   --runtime IMAGE  default: the one for the type
 #   --spot           cheaper, and may be taken away; --queued asks for it by a queued resource
+#   --bring gs://BUCKET/FOLDER=DIR  every worker copies the folder to DIR, which the config names (in
+#                    the checkout, unless it starts with /), before its run starts; may be repeated
 #   --retries N      after a preemption, create and start again up to N times (default 0)
 #   --out DIR        for fetch (default: runs/NAME)
 #   --dry-run        print the commands and run nothing
@@ -42,16 +45,18 @@ main() {
     [[ "$name" =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
         refuse "expected the name of a TPU (letters, digits, dashes), got '$name'"
     shift 2
-    zone="" project="" type="" runtime="" spot="" queued="" retries=0 out="runs/$name" arguments=()
+    zone="" project="" type="" runtime="" spot="" queued="" retries=0 out="runs/$name"
+    brought=() arguments=()
     while [[ $# -gt 0 ]]; do
         case "$1" in
             --zone | --project | --type | --runtime | --retries | --out)
                 need_value "$@" && printf -v "${1#--}" '%s' "$2" && shift 2
                 ;;
+            --bring) need_bring "$@" && brought+=("$1" "$2") && shift 2 ;;
             --spot | --queued) printf -v "${1#--}" yes && shift ;;
             --dry-run) DRY_RUN=1 && shift ;;
             -h | --help) show_usage ;;
-            --) shift && arguments=("$@") && break ;;
+            --) shift && arguments=(${brought[@]+"${brought[@]}"} "$@") && break ;;
             *) refuse "unknown option $1; arguments of crem train come after --" ;;
         esac
     done
@@ -70,7 +75,7 @@ main() {
     esac
 }
 
-# The arguments of the run, one a line of NULs, for `resume` and `fetch`.
+# What `start` was given (--bring, and the arguments of the run), for `resume` and `fetch`.
 remember() {
     local argument found=""
     for argument in ${arguments[@]+"${arguments[@]}"}; do
@@ -104,9 +109,13 @@ train() {
 
 # The state of the TPU VM; nothing if there is none.
 state() {
-    [[ -z "${DRY_RUN:-}" ]] || return 0
-    gcloud compute tpus tpu-vm describe "$name" ${where[@]+"${where[@]}"} \
-        "--format=value(state)" 2>/dev/null || true
+    local command=(gcloud compute tpus tpu-vm describe "$name" ${where[@]+"${where[@]}"})
+    command+=("--format=value(state)")
+    if [[ -n "${DRY_RUN:-}" ]]; then
+        show "${command[@]}"
+    else
+        "${command[@]}" 2>/dev/null || true
+    fi
 }
 
 create() {
@@ -129,7 +138,7 @@ create() {
     fi
     run gcloud compute tpus queued-resources create "$name" ${where[@]+"${where[@]}"} \
         --node-id "$name" --runtime-version "${runtime:-$(default_runtime)}" "${options[@]}"
-    [[ -n "${DRY_RUN:-}" ]] || wait_granted
+    wait_granted
 }
 
 default_runtime() {
@@ -142,10 +151,15 @@ default_runtime() {
 }
 
 wait_granted() {
-    local now
+    local now command
+    command=(gcloud compute tpus queued-resources describe "$name" ${where[@]+"${where[@]}"})
+    command+=("--format=value(state.state)")
+    if [[ -n "${DRY_RUN:-}" ]]; then
+        show "${command[@]}"
+        return
+    fi
     while true; do
-        now="$(gcloud compute tpus queued-resources describe "$name" ${where[@]+"${where[@]}"} \
-            "--format=value(state.state)")"
+        now="$("${command[@]}")"
         case "$now" in
             ACTIVE) return ;;
             FAILED | SUSPENDED | SUSPENDING | DELETING)
@@ -165,8 +179,10 @@ wait_ready() {
 copy() {
     local folder bundle
     folder="$(mktemp -d)" && bundle="$folder/crem_jax.tar.gz"
-    # What git tracks, as it is here: uncommitted changes travel too.
-    git ls-files -z | tar --null --files-from=- --ignore-failed-read -czf "$bundle"
+    # What git tracks, as it is here: uncommitted changes travel too. COMMIT says what it is.
+    git describe --always --abbrev=40 --dirty=+ "--exclude=*" >"$folder/COMMIT"
+    git ls-files -z | tar --null --files-from=- --ignore-failed-read -czf "$bundle" \
+        -C "$folder" COMMIT
     run gcloud compute tpus tpu-vm scp "$bundle" "$name:crem_jax.tar.gz" \
         ${where[@]+"${where[@]}"} --worker=all
     rm -r "$folder"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What tpu_pod.sh has every worker of a TPU pod do, in the copy of the code there:
-#   tpu_worker.sh install | start CREM-TRAIN-ARGUMENTS… | follow | stop [now] | status
+#   tpu_worker.sh install | start [--bring gs://BUCKET/FOLDER=DIR]… CREM-TRAIN-ARGUMENTS… | follow
+#   tpu_worker.sh stop [now] | status
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/common.sh
@@ -33,9 +34,13 @@ start() {
     echo $! >"$pidfile"
 }
 
-# Runs crem train to its end and keeps its exit code.
+# Brings what the run needs, runs crem train to its end and keeps the exit code.
 attend() {
     local child code told=""
+    while [[ "${1:-}" == --bring ]]; do
+        bring "$2" || { echo $? >"$codefile" && return; }
+        shift 2
+    done
     crem train "$@" &
     child=$!
     trap 'told=yes; kill -TERM "$child"' TERM
@@ -46,6 +51,10 @@ attend() {
         told=""
     done
     echo "$code" >"$codefile"
+}
+
+bring() { # gs://BUCKET/FOLDER=DIR
+    mkdir -p "${1##*=}" && gcloud storage rsync --recursive "${1%=*}" "${1##*=}"
 }
 
 follow() {

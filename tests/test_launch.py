@@ -12,11 +12,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+
+from crem_jax.train.recipe import git_commit
 
 ROOT = Path(__file__).parent.parent
 FAKES = ("gcloud", "kubectl", "sbatch", "sacct", "scancel", "scontrol", "srun", "crem")
@@ -25,6 +28,9 @@ import json, os, sys, time
 from pathlib import Path
 place, name = Path(os.environ["FAKES"]), Path(sys.argv[0]).name
 words = [name, *sys.argv[1:]]
+if "scp" in words:  # what travels is gone afterwards
+    import shutil
+    shutil.copy(next(word for word in words if word.endswith("gz") and "/" in word), place)
 stdin = sys.stdin.read() if "apply" in words else ""
 with (place / "calls.jsonl").open("a") as file:
     file.write(json.dumps([words, stdin]) + "\\n")
@@ -64,6 +70,8 @@ class Machine:
         shutil.copytree(ROOT / "launch", self.root / "launch")
         subprocess.run(["git", "init", "-q", self.root], check=True)
         subprocess.run(["git", "-C", self.root, "add", "launch"], check=True)
+        author = ("-c", "user.name=x", "-c", "user.email=x@x")
+        subprocess.run(["git", "-C", self.root, *author, "commit", "-qm", "x"], check=True)
         self.answers()
 
     def answers(self, *answers: dict) -> None:
@@ -150,6 +158,33 @@ def test_a_pod_is_created_filled_installed_started_and_followed_in_this_order(ma
     assert start == [*worker, "start", *TRICKY, BUCKET]
 
 
+def test_the_copy_of_a_checkout_knows_its_commit(machine):
+    def copied() -> str:
+        assert machine.run("tpu_pod.sh", "copy", "crem").returncode == 0
+        with tarfile.open(machine.place / "crem_jax.tar.gz") as bundle:
+            assert "launch/tpu_worker.sh" in bundle.getnames()
+            return bundle.extractfile("COMMIT").read().decode()
+
+    assert copied() == git_commit(machine.root) + "\n"
+    with (machine.root / "launch" / "common.sh").open("a") as file:
+        file.write("# changed\n")
+    assert copied() == git_commit(machine.root) + "\n" and copied().endswith("+\n")
+
+
+BROUGHT = ("gs://bucket/my models=models", "gs://bucket/x=1/it's=/data/$x y")
+
+
+def test_what_is_brought_reaches_the_start_of_a_run_and_is_remembered(machine):
+    machine.answers(dict(to=["describe"], out="READY"))
+    bring = [word for each in BROUGHT for word in ("--bring", each)]
+    done = machine.run("tpu_pod.sh", "start", "crem", *bring, "--", *TRICKY, BUCKET)
+    assert done.returncode == 0, done.stderr
+    first = remote(machine.calls[-1])
+    assert first[3:] == [*bring, *TRICKY, BUCKET]
+    assert machine.run("tpu_pod.sh", "resume", "crem").returncode == 0
+    assert remote(machine.calls[-2]) == first
+
+
 def test_a_pod_that_is_there_is_used_again(machine):
     machine.answers(dict(to=["describe"], out="READY"))
     assert machine.run("tpu_pod.sh", "create", "crem", "--zone", "z").returncode == 0
@@ -215,6 +250,8 @@ def test_resume_and_fetch_know_the_arguments_of_the_last_start(machine):
         ("tpu_pod.sh", ["train", "My Pod"], "got 'My Pod'"),
         ("tpu_pod.sh", ["train", "a", "--", "--workdir=/local"], "needs --workdir=gs://BUCKET/RUN"),
         ("tpu_pod.sh", ["train", "a", "--zone"], "--zone needs a value"),
+        ("tpu_pod.sh", ["train", "a", "--bring", "data=data"], "--bring 'data=data' is not gs://B"),
+        ("gke.sh", ["start", "a", "--bring", "gs://b/data"], "is not gs://BUCKET/FOLDER=DIR"),
         ("gke.sh", ["start", "a", "--image", "i", "--topology", "v9:4", "--", "x"], "'v9:4' is"),
         ("gke.sh", ["start", "a", "--topology", "v5e:4x4", "--", "x"], "start needs --image"),
         ("slurm_gpu.sh", ["--nodes", "2"], "expected arguments of crem train after --"),
@@ -234,6 +271,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_called(machine, scrip
     ("script", "words"),
     [
         ("tpu_pod.sh", ["train", "crem", *POD, "--queued", "--dry-run", "--", *TRICKY, BUCKET]),
+        ("tpu_pod.sh", ["start", "a", "--bring", "gs://b/x=y", "--dry-run", "--", *TRICKY, BUCKET]),
         ("tpu_pod.sh", ["stop", "crem", "--dry-run"]),
         ("tpu_pod.sh", ["delete", "crem", "--dry-run"]),
         ("gke.sh", ["logs", "crem", "--dry-run"]),
@@ -248,11 +286,15 @@ def test_a_dry_run_prints_every_command_and_calls_none(machine, script, words):
     assert not machine.calls
     printed = shown(done.stderr)
     assert printed and all(command[0] in FAKES for command in printed)
+    if "--queued" in words:
+        verbs = [command[3:5] for command in printed]
+        polled = ["queued-resources", "describe"]
+        assert verbs[0] == ["tpu-vm", "describe"] and verbs[2] == polled
     if TRICKY[0] in words:
         everything = [word for command in printed for word in command]
         inside = [shlex.split(w.removeprefix("--command=")) for w in everything if "--command" in w]
         everything += [word for words in inside for word in words]
-        assert set(TRICKY) <= set(everything)
+        assert set(TRICKY) | {word for word in words if "=y" in word} <= set(everything)
 
 
 @pytest.fixture
@@ -277,6 +319,29 @@ def test_a_worker_starts_a_run_that_outlives_the_connection_and_stop_lets_it_sav
     assert machine.calls == [["crem", "train", *TRICKY]]
     done = worker("follow")
     assert done.returncode == 0 and "crem worker saved: worker 0" in done.stdout
+
+
+def test_a_worker_brings_what_the_run_needs_before_it_starts(machine, worker):
+    place = machine.place / "data"
+    bring = ("--bring", BROUGHT[0], "--bring", f"gs://bucket/x=1/it's={place}/$x y")
+    assert worker("start", *bring, *TRICKY).returncode == 0
+    assert worker("follow").returncode == 0
+    rsync = ["gcloud", "storage", "rsync", "--recursive"]
+    assert machine.calls == [
+        [*rsync, "gs://bucket/my models", "models"],
+        [*rsync, "gs://bucket/x=1/it's", f"{place}/$x y"],
+        ["crem", "train", *TRICKY],
+    ]
+    assert (machine.root / "models").is_dir() and (place / "$x y").is_dir()
+
+
+def test_a_run_whose_data_cannot_be_brought_does_not_start(machine, worker):
+    machine.answers(dict(to=["rsync"], out="no such bucket", code=1))
+    worker("start", "--bring", BROUGHT[0], "--config=x")
+    done = worker("follow", number=3)
+    assert done.returncode == 1 and "crem worker failed: worker 3" in done.stdout
+    assert "no such bucket" in done.stdout
+    assert [call[0] for call in machine.calls] == ["gcloud"]
 
 
 @pytest.mark.parametrize("number", [0, 3])
@@ -309,6 +374,22 @@ def test_the_jobset_holds_one_pod_a_host_and_every_argument_as_it_is(machine):
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
     rendered = machine.run("gke.sh", "render", *GKE[1:], "--slices", "2", "--", *TRICKY, BUCKET)
     assert yaml.safe_load(rendered.stdout) == manifest
+
+
+def test_a_jobset_mounts_what_is_brought(machine):
+    bring = [word for each in BROUGHT for word in ("--bring", each)]
+    words = ("render", *GKE[1:], *bring, "--", *TRICKY, BUCKET)
+    manifest = yaml.safe_load(machine.run("gke.sh", *words).stdout)
+    template = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    (container,), volumes = template["spec"]["containers"], template["spec"]["volumes"]
+    assert template["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+    assert [volume["csi"]["volumeAttributes"] for volume in volumes] == [
+        {"bucketName": "bucket", "mountOptions": "implicit-dirs,only-dir=my models"},
+        {"bucketName": "bucket", "mountOptions": "implicit-dirs,only-dir=x=1/it's"},
+    ]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {"brought-0": "/crem_jax/models", "brought-1": "/data/$x y"}
+    assert container["args"] == [*TRICKY, BUCKET]
 
 
 def test_a_jobset_that_fails_shows_the_log_of_the_pod_that_failed(machine):
