@@ -68,11 +68,15 @@ def test_train_then_eval_and_the_same_command_trains_no_further(
     run, config = tmp_path / "run", tmp_path / "small.py"
     config.write_text(SMALL)
     command = ["train", f"--config={config}:smoke,arm=retrieval_only", f"--workdir={run}"]
-    command += ["--config.steps=2", "--config.eval_every", "2", "--config.optim.name=adamw"]
+    command += ["--config.steps=4", "--config.eval_every", "4", "--config.optim.name=adamw"]
+    command += ["--log=tensorboard", "--profile=1"]
     done = crem(capsys, *command, "--json").json
     assert done["eval/validation_name_p5"] == 0.5 and done["peak_rss_mb"] > 100
     assert done["files"] == [str(run / "curves.png"), str(run / "seen")]
     assert done["train_seconds"] == read_timing(run)["train_seconds"] > 0
+    (events,) = (run / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
+    assert list((run / "profile").rglob("*.xplane.pb"))
 
     assert "was trained already" in crem(capsys, *command).out
     assert read_timing(run)["train_seconds"] == done["train_seconds"]
