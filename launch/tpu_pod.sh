@@ -88,7 +88,8 @@ remember() {
 }
 
 recall() {
-    [[ ${#arguments[@]} -eq 0 ]] || refuse "$verb takes the arguments of the last start, not new ones"
+    [[ ${#arguments[@]} -eq 0 && ${#brought[@]} -eq 0 ]] ||
+        refuse "$verb takes the arguments of the last start, not new ones"
     [[ -f "$remembered" ]] || refuse "nothing was started on $name from this checkout"
     while IFS= read -r -d '' argument; do arguments+=("$argument"); done <"$remembered"
 }

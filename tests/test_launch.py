@@ -251,6 +251,7 @@ def test_resume_and_fetch_know_the_arguments_of_the_last_start(machine):
         ("tpu_pod.sh", ["train", "a", "--", "--workdir=/local"], "needs --workdir=gs://BUCKET/RUN"),
         ("tpu_pod.sh", ["train", "a", "--zone"], "--zone needs a value"),
         ("tpu_pod.sh", ["train", "a", "--bring", "data=data"], "--bring 'data=data' is not gs://B"),
+        ("tpu_pod.sh", ["resume", "a", "--bring", "gs://b/x=y"], "takes the arguments of the last"),
         ("gke.sh", ["start", "a", "--bring", "gs://b/data"], "is not gs://BUCKET/FOLDER=DIR"),
         ("gke.sh", ["start", "a", "--image", "i", "--topology", "v9:4", "--", "x"], "'v9:4' is"),
         ("gke.sh", ["start", "a", "--topology", "v5e:4x4", "--", "x"], "start needs --image"),

@@ -15,6 +15,7 @@ from jax.sharding import AxisType
 from crem_jax import trees
 from crem_jax.commands.recipe import read_recipe
 from crem_jax.data.batch_spec import make_batch_spec
+from crem_jax.flops import Flops, training_passes
 from crem_jax.mesh import AXES
 from crem_jax.model import crem
 from crem_jax.train import layout
@@ -56,6 +57,9 @@ def test_what_the_options_train():
     }
     assert len(trained(adapted)) == 2 * 7 + 1
     assert adapted.frozen_dtype == "bfloat16"
+    assert training_passes(full.rates) == Flops(3, 3, 3, 3, 3)
+    assert training_passes(still.rates) == Flops(1, 1, 3, 3, 3)
+    assert training_passes(adapted.rates) == Flops(1, 1, 2, 3, 2)
     assert dict(adapted.loss.chunk_rows) == dict(label=24, text=16, small=32, medium=8, large=8)
 
 
