@@ -152,32 +152,38 @@ def test_chunks_that_do_not_divide_their_bucket_are_refused(params, batch):
 
 
 ON_A_MESH = """
-import dataclasses, json
+import json, sys
 import jax, numpy as np
 import tiny_run
 from crem_jax import mesh as meshes, trees
+from crem_jax.plan.hlo import collectives
 from crem_jax.train import layout
 from crem_jax.train.setup import make_parts
 from crem_jax.train.step import train_step
 
-config = tiny_run.tiny_config(2)
+config, shape, cache_vision = tiny_run.tiny_config(2), *json.loads(sys.argv[1])
+if cache_vision:
+    config.optim.rates = (("vision/.*", 0.0),)
 config.optim.update(lr=1e-2, warmup=0, eps=1e-3)
 config.loss.update(learn_temperature=True)
 whole = make_parts(config)
 config.loss.update(vocab_chunk=512, chunk_rows=dict(picture=4, text=8))
-config.mesh = (2, 2, 2)
+config.loss.cache_vision = cache_vision
 chunked = make_parts(config)
 start = jax.device_get(layout.fresh_state(whole, jax.random.key(0)))
 batch = whole.stream.batch(0)
 alone, expected = jax.jit(lambda s, b: train_step(s, b, seed=0, **whole.step_arguments()))(
     start, batch)
-mesh = meshes.make_mesh((2, 2, 2))
+mesh = meshes.make_mesh(shape)
 shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.abstract_state(chunked, mesh))
 with jax.set_mesh(mesh):
-    step = layout.jit_step(chunked, shardings, mesh)
-    state, metrics = step(jax.device_put(start, shardings), layout.put(batch, mesh), np.uint32(0))
+    inputs = jax.device_put(start, shardings), layout.put(batch, mesh), np.uint32(0)
+    step = layout.jit_step(chunked, shardings, mesh).lower(*inputs).compile()
+    state, metrics = step(*inputs)
 alone, state = (trees.flatten(jax.device_get(s.params)) for s in (alone, state))
+reduced = [each.bytes for each in collectives(step.as_text()) if each.kind == "all-reduce"]
 print(json.dumps({
+    "reduced": sum(reduced) / sum(leaf.nbytes for leaf in alone.values()),
     "losses": [float(expected["loss"]), float(metrics["loss"])],
     "norms": [float(expected["grad_norm"]), float(metrics["grad_norm"])],
     "apart": max(float(np.abs(alone[path] - state[path]).max()) for path in alone),
@@ -187,15 +193,20 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_chunks_on_a_mesh_train_like_the_whole_batch_on_one_device():
-    """Rows over data and fsdp, the vocabulary and its chunks over tensor."""
+@pytest.mark.parametrize(
+    ("shape", "cache_vision"), [((2, 2, 2), False), ((4, 1, 1), False), ((4, 1, 1), True)]
+)
+def test_chunks_on_a_mesh_train_like_the_whole_batch_on_one_device(shape, cache_vision):
+    """Rows over data and fsdp, the vocabulary and its chunks over tensor; or rows over data alone,
+    where the gradient is summed over the devices once, and not for every chunk.
+    """
     here = Path(__file__).parent
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={np.prod(shape)}",
         "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
     }
-    command = [sys.executable, "-c", ON_A_MESH]
+    command = [sys.executable, "-c", ON_A_MESH, json.dumps([shape, cache_vision])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     got = json.loads(done.stdout.splitlines()[-1])
@@ -203,3 +214,5 @@ def test_chunks_on_a_mesh_train_like_the_whole_batch_on_one_device():
     np.testing.assert_allclose(*got["norms"], rtol=1e-5)
     assert got["apart"] <= 1e-5
     assert got["moved"] > 1e-3
+    if shape == (4, 1, 1):
+        assert got["reduced"] < 1.1

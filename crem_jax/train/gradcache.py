@@ -11,14 +11,20 @@ row only through its chorus states, which are small:
 
 Both passes see the same z, k and d, and rows weigh as in the whole batch: the result is that of
 `jax.grad(loss_fn)`, with the memory of one chunk.
+
+On a mesh of `data` alone every device adds up the gradient of its own rows, and the devices sum
+theirs once, after the last chunk. Where parameters are split, so is the gradient of every chunk.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from crem_jax import trees
 from crem_jax.config import ModelConfig
@@ -50,9 +56,7 @@ def loss_and_gradient(
     parts = {name: _parts(name, batch, loss) for name in sorted(batch.contexts)}
     chance = joint.draw(batch, key, model, loss)
     total, metrics = jnp.float32(0), {}
-    axes = crem.axes(model)
-    gradient = _split(jax.tree.map(jnp.zeros_like, trained), axes)
-    seeds, seen = {}, {}
+    seeds, seen, by_temperature = {}, {}, None
     if loss.retrieval:
         params = trees.merge(trained, frozen)
         chorus = {}
@@ -66,23 +70,19 @@ def loss_and_gradient(
         (total, metrics), (by_temperature, seeds) = jax.value_and_grad(
             over_the_batch, (0, 1), has_aux=True
         )(joint.log_temperature(params), chorus)
-        if "loss" in trained:
-            gradient["loss"] = {"log_temperature": by_temperature}
-    told = {}
-    weights = joint.generation_weights(batch, loss)
-    for name, count in parts.items():
+    weights, rows = joint.generation_weights(batch, loss), {}
+    for name in parts:
         talks = loss.generation and name in batch.targets
         if not talks and name not in seeds:
             continue
-        rows = {"context": batch.contexts[name], "seed": seeds.get(name)}
+        rows[name] = {"context": batch.contexts[name], "seed": seeds.get(name)}
         if talks:
-            rows |= {"target": batch.targets[name], "weight": weights[name]}
-            rows |= {"z": chance.z[name], "kept": chance.kept.get(name)}
-        gradient, told_here = _backward(
-            trained, frozen, gradient, rows, seen.get(name), count, model, loss, axes
-        )
-        if talks:
-            told[name] = told_here
+            rows[name] |= {"target": batch.targets[name], "weight": weights[name]}
+            rows[name] |= {"z": chance.z[name], "kept": chance.kept.get(name)}
+    backward = _on_own_rows(functools.partial(_backward, parts=parts, model=model, loss=loss))
+    gradient, told = backward(trained, frozen, rows, seen)
+    if by_temperature is not None and "loss" in trained:
+        gradient["loss"] = {"log_temperature": by_temperature}
     if told:
         value, parts_of_it = joint.generation(told, batch, chance, loss)
         total += loss.generation * value
@@ -104,33 +104,55 @@ def _compress(params, name: str, parts: int, batch: Batch, model, loss: LossConf
     return constrain(joined(chorus), "batch", None, None), vision
 
 
-def _backward(trained, frozen, gradient, rows: dict[str, Any], seen, parts, model, loss, axes):
-    """Pass 2 of a bucket: adds its share to the gradient; returns that and `Told` of its rows."""
+def _on_own_rows(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """`_backward`, by every device on its own rows if the mesh splits nothing but rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.shape["data"] != mesh.size:
+        return backward
 
-    def chunk(gradient, j):
-        here = _rows(rows, parts, j)
-        vision = None if seen is None else jax.lax.dynamic_index_in_dim(seen, j, keepdims=False)
+    def own(*arguments):
+        gradient, told = backward(*arguments)
+        return jax.lax.psum(gradient, "data"), told
 
-        def share(trained) -> tuple[jax.Array, Told | None]:
-            params = trees.merge(trained, frozen)
-            memory = crem.compress(model, params, here["context"], vision)
-            value, told = jnp.float32(0), None
-            if here["seed"] is not None:
-                value += jnp.vdot(here["seed"], memory.chorus)
-            if "target" in here:
-                told = joint.tell(
-                    params, memory, here["target"], here["z"], here["kept"], model, loss
-                )
-                each = told.loss + loss.z_loss * told.square
-                value += jnp.vdot(here["weight"], each)
-            return value, told
+    whole, rows, stacked = PartitionSpec(), PartitionSpec("data"), PartitionSpec(None, "data")
+    return jax.shard_map(
+        own, in_specs=(whole, whole, rows, stacked), out_specs=(whole, rows), check_vma=False
+    )
 
-        (_, told), more = jax.value_and_grad(share, has_aux=True)(trained)
-        gradient = jax.tree.map(jnp.add, gradient, more)
-        return _split(gradient, axes), told
 
-    gradient, told = jax.lax.scan(chunk, gradient, jnp.arange(parts))
-    return gradient, joined(told)
+def _backward(trained, frozen, rows: dict[str, Any], seen, parts: dict[str, int], model, loss):
+    """Pass 2: the gradient by what trains, and of the buckets that talk `Told` of their rows."""
+    axes, told = crem.axes(model), {}
+    gradient = _split(jax.tree.map(jnp.zeros_like, trained), axes)
+    for name, here in rows.items():
+        step = functools.partial(
+            _chunk, trained, frozen, here, seen.get(name), parts[name], model, loss, axes
+        )
+        gradient, stacked = jax.lax.scan(step, gradient, jnp.arange(parts[name]))
+        if stacked is not None:
+            told[name] = joined(stacked)
+    return gradient, told
+
+
+def _chunk(trained, frozen, rows, seen, parts, model, loss, axes, gradient, j):
+    """Adds the share of chunk j of a bucket; returns the gradient and `Told` of the rows."""
+    here = _rows(rows, parts, j)
+    vision = None if seen is None else jax.lax.dynamic_index_in_dim(seen, j, keepdims=False)
+
+    def share(trained) -> tuple[jax.Array, Told | None]:
+        params = trees.merge(trained, frozen)
+        memory = crem.compress(model, params, here["context"], vision)
+        value, told = jnp.float32(0), None
+        if here["seed"] is not None:
+            value += jnp.vdot(here["seed"], memory.chorus)
+        if "target" in here:
+            told = joint.tell(params, memory, here["target"], here["z"], here["kept"], model, loss)
+            each = told.loss + loss.z_loss * told.square
+            value += jnp.vdot(here["weight"], each)
+        return value, told
+
+    (_, told), more = jax.value_and_grad(share, has_aux=True)(trained)
+    return _split(jax.tree.map(jnp.add, gradient, more), axes), told
 
 
 def _rows(tree: Any, parts: int, j: jax.Array) -> Any:
