@@ -139,8 +139,8 @@ def measure(vectors: Vectors, args: argparse.Namespace, root: Path) -> dict:
     out["open + first query, s"] = round(float(done.stdout), 3)
 
     exact = _exact(vectors.chunks(args.rows), queries)
-    near = lib._entries._near("vector_16")
-    keys = near._keys
+    near = lib._entries._view("vector_16").indexes["vector_16"]
+    keys = near.keys
     order = np.argsort(keys)
     names = _names(lib, keys)
 
@@ -152,11 +152,11 @@ def measure(vectors: Vectors, args: argparse.Namespace, root: Path) -> dict:
         return names[order[np.searchsorted(keys, near.search(query, TOP)[0], sorter=order)]]
 
     out["library, recall@10"] = recall(rows_of)
-    out["library, candidates"] = near.measure(TOP, 1)["candidates"]
+    out["library, candidates"] = near.stamp.candidates
     out["library, ms p50/p95"] = _times(lambda q: lib.search(q, None, TOP), queries)
     out["library, first pass and ranking, ms"] = _times(lambda q: near.search(q, TOP), queries)
-    verified = lib._entries.recall(None, TOP, 64)
-    out["recall as `crem library verify` has it"] = verified["recall"]
+    verified = lib._entries.recall(TOP, 64)
+    out["recall as `crem library verify` has it"] = verified["recall"][16]
     some = queries[:10]
     scan = lib._entries._exact
     out["exact scan (LanceDB), ms"] = _times(lambda q: scan(q, "vector_16", TOP, None), some)

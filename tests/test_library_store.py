@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from crem_jax.library import entry, library
+from crem_jax.library import entry, library, milvus
 from crem_jax.library.entry import About, Entry, LibraryError, halves
 from crem_jax.library.memory_codec import decode_memory, encode_memory
 from crem_jax.types import CHORUS, KV, Memory
@@ -123,7 +123,7 @@ def test_what_is_put_is_got_replaced_and_deleted(rng, place):
     lib.put(first, stored)
     lib.put(first, stored)
     lib = library.open(place[0])
-    assert len(lib) == 6 and lib.about == place[1]
+    assert len(lib) == 6 and lib.about == dataclasses.replace(place[1], id=lib.about.id)
     got = lib.get([first[4].id, "none", first[0].id])
     assert got[1] is None
     for mine, theirs in ((got[0], first[4]), (got[2], first[0])):
@@ -143,7 +143,9 @@ def test_what_is_put_is_got_replaced_and_deleted(rng, place):
     with pytest.raises(LibraryError, match="the library has no"):
         lib.memories([first[0].id])
     found = lib.verify()
-    assert found["problems"] == [] and found["recall"] == 1.0 and found["orphans"] == 0
+    assert found["problems"] == [] and found["orphans"] == 0
+    measured = dict.fromkeys(place[1].prefixes, 1.0) if place[1].vectors else {}
+    assert found["recall"] == measured
 
 
 @pytest.mark.parametrize("k", [None, 2, 1])
@@ -259,7 +261,32 @@ def test_a_library_that_is_half_made_is_made_whole(rng, tmp_path, prefixes):
 def test_several_processes_may_make_a_library_at_once(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: library.create(tmp_path / "library", ABOUT), range(4)))
-    assert all(lib.about == ABOUT and len(lib) == 0 for lib in made)
+    assert len({lib.about for lib in made}) == 1 and all(len(lib) == 0 for lib in made)
+
+
+def test_libraries_of_one_model_share_a_milvus_and_no_entries(rng, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    about = dataclasses.replace(ABOUT, vectors="milvus.db")
+    one, other = (library.create(tmp_path / name, about) for name in ("one", "other"))
+    own = entries(rng, 3)
+    one.put(own, blobs(rng, 3))
+    other.put(own[:1], blobs(rng, 1))
+    other.delete([own[0].id])
+    assert len(one) == 3 and len(other) == 0
+    assert one.about.vectors == str(tmp_path / "milvus.db")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(library.open(tmp_path / "one")) == 3
+    assert len(library.create(tmp_path / "one", one.about)) == 3
+    milvus.drop(one.about)
+    with pytest.raises(LibraryError, match=f"has no collection crem_f+_{one.about.id}, where"):
+        library.open(tmp_path / "one")
+    with pytest.raises(LibraryError, match=rf"Milvus at {tmp_path}/milvus\.db: "):
+        one.get([own[0].id])
+    gone = tmp_path / "none.db"
+    with pytest.raises(LibraryError, match=r"none\.db has no collection"):
+        milvus.MilvusEntries(dataclasses.replace(one.about, vectors=str(gone)))
+    assert not gone.exists()
 
 
 def test_a_library_may_keep_no_memories(rng, tmp_path):

@@ -85,8 +85,11 @@ def _verify(library, args: argparse.Namespace) -> int:
     print(f"{found['entries']} entries, {found['memories']} memories, {len(problems)} problems")
     if found["orphans"]:
         print(f"{found['orphans']} memories of no entry: `crem library compact` drops them")
-    measured = f" of 10 on {found['queries']} of its own vectors" if found["queries"] else ""
-    print(f"search: {found['search']}, recall {found['recall']:.4f}{measured}")
+    if not found["recall"]:
+        print(f"search: {found['search']}, nothing to measure")
+    for k, recall in found["recall"].items():
+        measured = f"{found['top']} on {found['queries']} of its own vectors"
+        print(f"search by k = {k}: {found['search']}, recall {recall:.4f} of {measured}")
     return WRONG if problems else 0
 
 

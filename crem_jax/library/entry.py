@@ -33,7 +33,9 @@ class About:
       num_chorus: K. dim: D.
       prefixes: the numbers of chorus tokens an embedding is stored for, K first.
       memory: one of ENCODINGS. memory_k: chorus tokens kept in a memory.
-      vectors: "" if the vectors are in the library itself, else the URI of a Milvus server.
+      vectors: "" if the vectors are in the library itself, else the URI of a Milvus server, or the
+        path of a Milvus Lite file.
+      id: hexadecimal digits that are the library's alone; "" of one that is not made yet.
     """
 
     fingerprint: str
@@ -44,6 +46,7 @@ class About:
     memory: str
     memory_k: int
     vectors: str = ""
+    id: str = ""
     format: int = FORMAT
 
     def __post_init__(self):

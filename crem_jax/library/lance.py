@@ -7,8 +7,10 @@ written already changes nothing.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -21,13 +23,13 @@ import pyarrow as pa
 from crem_jax.library import lance_tables as tables
 from crem_jax.library.ann import Neighbours
 from crem_jax.library.entry import About, Entry, Hit, LibraryError, check_unique
+from crem_jax.library.lance_view import View
 
 ENTRIES, MEMORIES = "entries", "memories"
 EXACT_UP_TO = 20_000
 """Rows that are compared one by one; more of them go through `ann.Neighbours`."""
 
 _ABOUT = b"crem"
-_ROWS_AT_ONCE = 8192
 _ENTRIES_FORMAT = "2.1"  # 2.2 packs columns of few values so that reading a row takes 5 ms for each
 _INDEXED = {ENTRIES: ("id", "key", "source"), MEMORIES: ("id",)}
 _FIELDS = ("id", "uri", "text", "metadata", "thumbnail", "width", "height", "source", "content")
@@ -69,7 +71,7 @@ def about(db: Any) -> About:
 
 
 class LanceEntries:
-    """`store.Entries` in a LanceDB table.
+    """`store.Entries` in a LanceDB table. Threads may search at once.
 
     Args:
       cache: the directory of derived indexes.
@@ -77,11 +79,11 @@ class LanceEntries:
     """
 
     def __init__(self, db: Any, about: About, cache: Path, exact_up_to: int = EXACT_UP_TO):
-        self._table = db.open_table(ENTRIES)
+        self._db, self._table = db, db.open_table(ENTRIES)
         self._about, self._cache, self._exact_up_to = about, cache, exact_up_to
+        self._lock = threading.Lock()  # of these two
         self._neighbours: dict[str, Neighbours] = {}
-        self._last: tuple[Any, np.ndarray] = (None, np.zeros(0, np.int64))
-        self._places: tuple[int, np.ndarray, np.ndarray] = (-1, *(np.zeros(0, np.int64),) * 2)
+        self._seen: View | None = None
 
     def put(self, entries: Sequence[Entry]) -> None:
         check_unique([entry.id for entry in entries])
@@ -127,17 +129,7 @@ class LanceEntries:
         self, vector: np.ndarray, k: int | None, top: int, where: str | None = None
     ) -> list[Hit]:
         column = self._about.column(k)
-        self._latest()
-        if self.count() <= self._exact_up_to:
-            return self._exact(vector, column, top, where)
-        near = self._near(column)
-        keys, scores = near.search(vector, top, self._chosen(near, column, where))
-        if not len(keys):
-            return []
-        rows = self._rows(keys, _FIELDS).to_pylist()
-        found = {row["key"]: _entry(row) for row in rows}
-        pairs = zip(keys.tolist(), scores.tolist(), strict=True)
-        return [Hit(found[key], score) for key, score in pairs if key in found]
+        return tables.reading(lambda: self._search(vector, column, top, where))
 
     def count(self, where: str | None = None) -> int:
         with tables.condition(where):
@@ -148,18 +140,40 @@ class LanceEntries:
 
     def compact(self) -> None:
         tables.optimize(self._latest(), _INDEXED[ENTRIES], timedelta(0))
-        for k in self._about.prefixes[:1]:
-            if self.count() > self._exact_up_to:
-                self._near(self._about.column(k))
+        if self.count() > self._exact_up_to:
+            self._view(self._about.column(None))
 
-    def recall(self, k: int | None, top: int, queries: int) -> dict[str, Any]:
-        if self.count() <= self._exact_up_to:
-            return {"search": "exact", "recall": 1.0, "queries": 0}
-        return self._near(self._about.column(k)).measure(top, queries)
+    def recall(self, top: int, queries: int) -> dict[str, Any]:
+        count = self.count()
+        if count <= self._exact_up_to:
+            return {"search": "exact", "recall": {}}
+        found = {}
+        for k in self._about.prefixes:
+            column = self._about.column(k)
+            if k == self._about.num_chorus or (self._cache / column).exists():
+                found[k] = self._view(column).indexes[column].measure(top, queries)
+        return {
+            "search": "sign bits, re-ranked",
+            "recall": found,
+            "top": top,
+            "queries": min(queries, count),
+        }
 
     def tidy(self) -> None:
         """A light `compact` while others may be reading and writing."""
         tables.optimize(self._latest(), _INDEXED[ENTRIES], timedelta(minutes=10))
+
+    def _search(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
+        if self.count() <= self._exact_up_to:
+            return self._exact(vector, column, top, where)
+        view = self._view(column)
+        keys, scores = view.indexes[column].search(vector, top, view.chosen(column, where))
+        if not len(keys):
+            return []
+        rows = view.rows(keys, list(_FIELDS)).to_pylist()
+        found = {row["key"]: _entry(row) for row in rows}
+        pairs = zip(keys.tolist(), scores.tolist(), strict=True)
+        return [Hit(found[key], score) for key, score in pairs]
 
     def _exact(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
         query = self._table.search(np.asarray(vector, np.float32), vector_column_name=column)
@@ -168,56 +182,19 @@ class LanceEntries:
             rows = (query.where(where) if where else query).to_arrow().to_pylist()
         return [Hit(_entry(row), 1.0 - row["_distance"]) for row in rows]
 
-    def _chosen(self, near: Neighbours, column: str, where: str | None) -> np.ndarray | None:
-        """The rows of an index that a condition leaves; the last answer is kept."""
-        if where is None:
-            return None
-        asked = (column, near.version, where)
-        last = self._last  # threads may search at once
-        if last[0] != asked:
-            found = [batch["key"] for batch in self.scan(["key"], where)]
-            keys = np.concatenate([np.zeros(0, np.int64), *found])
-            self._last = last = (asked, near.rows(keys))
-        return last[1]
-
-    def _rows(self, keys: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        """Rows by key, in any order; row ids, of one version of the table, are the quickest way."""
-        if self._places[0] != self._table.version:
-            rows = self._table.search().select(["key"]).with_row_id(True).to_arrow()
-            order = np.argsort(rows["key"].to_numpy())
-            places = (rows[name].to_numpy()[order] for name in ("key", "_rowid"))
-            self._places = (self._table.version, *places)
-        _, known, row_ids = self._places
-        at = np.searchsorted(known, keys)
-        at = at[at < len(known)]
-        columns = ["key", *columns]
-        rows = self._table.take_row_ids(row_ids[at].tolist()).select(columns).to_arrow()
-        if np.isin(keys, rows["key"].to_numpy()).all():
-            return rows
-        wheres = tables.in_lists("key", keys.tolist())  # someone has just written
-        found = [self._table.search().where(w).select(columns).to_arrow() for w in wheres]
-        return pa.concat_tables(found)
-
-    def _near(self, column: str) -> Neighbours:
-        """The derived index of a column, brought up to date."""
-        if column not in self._neighbours:
-            self._neighbours[column] = Neighbours(self._cache / column, self._about.dim)
-        near = self._neighbours[column]
-        if near.version != self._table.version:
-
-            def vectors(keys: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-                if keys is None:
-                    for batch in self.scan(["key", column]):
-                        yield batch["key"], batch[column]
-                    return
-                for first in range(0, len(keys), _ROWS_AT_ONCE):
-                    rows = self._rows(keys[first : first + _ROWS_AT_ONCE], [column])
-                    yield rows["key"].to_numpy(), tables.matrix(rows[column])
-
-            version = self._table.version
-            keys = np.concatenate([b["key"] for b in self.scan(["key"])] or [np.zeros(0, np.int64)])
-            near.update(version, keys, vectors)
-        return near
+    def _view(self, column: str) -> View:
+        """The newest version of the table, with an index of the column."""
+        with self._lock:
+            if self._seen is None or self._seen.version != self._latest().version:
+                self._seen = View(self._db.open_table(ENTRIES))
+            view = self._seen
+            if column not in view.indexes:
+                if column not in self._neighbours:
+                    self._neighbours[column] = Neighbours(self._cache / column, self._about.dim)
+                vectors = functools.partial(view.vectors, column)
+                near = self._neighbours[column]
+                view.indexes[column] = near.update(view.version, view.keys, vectors)
+            return view
 
     def _latest(self) -> Any:
         self._table.checkout_latest()
@@ -228,7 +205,7 @@ class LanceMemories:
     """`store.Memories` in a LanceDB table."""
 
     def __init__(self, db: Any):
-        self._table = db.open_table(MEMORIES)
+        self._db, self._table = db, db.open_table(MEMORIES)
 
     def put(self, ids: Sequence[str], contents: Sequence[str], blobs: Sequence[bytes]) -> None:
         check_unique(list(ids))
@@ -239,12 +216,15 @@ class LanceMemories:
         tables.delete(self._table, ids)
 
     def get(self, ids: Sequence[str]) -> list[bytes | None]:
-        self._table.checkout_latest()
-        found = {}
+        return tables.reading(lambda: self._get(ids))
+
+    def _get(self, ids: Sequence[str]) -> list[bytes | None]:
+        # Row ids are of one version, and other threads move `_table` on.
+        table, found = self._db.open_table(MEMORIES), {}
         for where in tables.in_lists("id", ids):
-            rows = self._table.search().where(where).select(["id"]).with_row_id(True).to_arrow()
+            rows = table.search().where(where).select(["id"]).with_row_id(True).to_arrow()
             if len(rows):
-                blobs = self._table.fetch_blobs("memory", rows["_rowid"].to_pylist())
+                blobs = table.fetch_blobs("memory", rows["_rowid"].to_pylist())
                 found |= dict(zip(rows["id"].to_pylist(), blobs.to_pylist(), strict=True))
         return [found.get(name) for name in ids]
 

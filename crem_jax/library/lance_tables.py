@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,8 @@ from crem_jax.library.entry import LibraryError
 
 _IDS_AT_ONCE = 500
 _TRIES = 20
+
+Read = TypeVar("Read")
 
 
 def open_or_create(db: Any, name: str, schema: pa.Schema, version: str | None = None) -> Any:
@@ -79,6 +81,18 @@ def optimize(table: Any, columns: Sequence[str], keep: timedelta) -> None:
     except (OSError, RuntimeError) as error:  # someone else is writing: nothing is lost by waiting
         if "conflict" not in str(error).lower():
             raise
+
+
+def reading(read: Callable[[], Read]) -> Read:
+    """What `read` returns, again from the newest version if another process has just compacted away
+    the one that was being read."""
+    for _ in range(_TRIES):
+        try:
+            return read()
+        except (OSError, RuntimeError, LibraryError) as error:
+            if "not found" not in str(error).lower():
+                raise
+    return read()
 
 
 def rows_by_id(table: Any, ids: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:

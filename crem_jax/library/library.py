@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,8 +179,8 @@ class Library:
 
         Returns:
           entries, memories: how many. problems: [(id, what is wrong)]. orphans: memories of no
-          entry, which an interrupted run may leave and `compact` drops. recall: of `search`, on the
-          library's own vectors.
+          entry, which an interrupted run may leave and `compact` drops. What `Entries.recall`
+          says of `search`.
         """
         problems: list[tuple[str, str]] = []
         contents: dict[str, str] = {}
@@ -199,7 +201,7 @@ class Library:
             "memories": len(stored),
             "problems": problems,
             "orphans": len(set(stored) - set(contents)),
-            **self._entries.recall(None, top, queries),
+            **self._entries.recall(top, queries),
         }
 
     def _contents(self) -> dict[str, str]:
@@ -254,9 +256,7 @@ def open(place: str | os.PathLike) -> Library:
     db = lance.connect(place)
     about = lance.about(db)
     if about.vectors:
-        from crem_jax.library.milvus import MilvusEntries
-
-        entries = MilvusEntries(about)
+        entries = _milvus().MilvusEntries(about)
     else:
         entries = lance.LanceEntries(db, about, _cache(place))
     return Library(about, entries, lance.LanceMemories(db))
@@ -269,13 +269,20 @@ def create(place: str | os.PathLike, about: About) -> Library:
       LibraryError: there is one of another model, or with other options.
     """
     lance = _lance()
+    about = dataclasses.replace(about, vectors=_absolute(about.vectors))
+    made = None
     if not is_library(place):
         if "://" not in os.fspath(place) and Path(place).exists() and any(Path(place).iterdir()):
             names = {path.name for path in Path(place).iterdir()}
             if not names <= {f"{lance.ENTRIES}.lance", f"{MEMORIES}.lance", "ann"}:
                 raise LibraryError(f"{place} exists and is no library; expected a new directory")
-        lance.create(lance.connect(place), about)
+        made = dataclasses.replace(about, id=secrets.token_hex(8))
+        if made.vectors:
+            _milvus().create(made)
+        lance.create(lance.connect(place), made)
     library = open(place)
+    if made and made.vectors and made.id != library.about.id:
+        _milvus().drop(made)  # another process was first
     if library.about.fingerprint != about.fingerprint:
         raise LibraryError(
             f"{place} was made with another model: {library.about.model}, fingerprint "
@@ -296,6 +303,21 @@ def _lance() -> Any:
             f"a library needs {error.name}: pip install 'crem_jax[library]'"
         ) from error
     return lance
+
+
+def _milvus() -> Any:
+    try:
+        from crem_jax.library import milvus
+    except ImportError as error:
+        raise LibraryError(
+            f"vectors in Milvus need {error.name}: pip install 'crem_jax[milvus]'"
+        ) from error
+    return milvus
+
+
+def _absolute(vectors: str) -> str:
+    """The same from any directory, where they are in a Milvus Lite file."""
+    return os.path.abspath(vectors) if vectors and "://" not in vectors else vectors
 
 
 def _cache(place: str | os.PathLike) -> Path:

@@ -7,9 +7,11 @@ are Milvus expressions, such as `width > 640 and metadata["kind"] == "cat"`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from crem_jax.library.entry import About, Entry, Hit, LibraryError, check_unique
+from crem_jax.library.recall import share_found, true_neighbours
 
 _LONGEST = 65_535
 _TEXTS = {"id": 1024, "content": 64, "uri": 4096, "text": _LONGEST, "source": 4096}
@@ -24,26 +27,65 @@ _FIELDS = (*_TEXTS, "metadata", "width", "height")
 _AT_ONCE = 512
 
 
+def create(about: About, index: str = "AUTOINDEX") -> None:
+    """Makes the collection of a new library.
+
+    Args:
+      index: of the vectors, by Milvus's name. AUTOINDEX is the server's choice; FLAT is exact.
+
+    Raises:
+      LibraryError: Milvus cannot be reached, or refuses.
+    """
+    with _asking(about):
+        client = _client(about)
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        for name, limit in _TEXTS.items():
+            schema.add_field(name, DataType.VARCHAR, max_length=limit, is_primary=name == "id")
+        schema.add_field("metadata", DataType.JSON)
+        schema.add_field("width", DataType.INT64)
+        schema.add_field("height", DataType.INT64)
+        indexes = client.prepare_index_params()
+        for k in about.prefixes:
+            column = about.column(k)
+            schema.add_field(column, DataType.FLOAT_VECTOR, dim=about.dim)
+            indexes.add_index(column, index_type=index, metric_type="IP")
+        client.create_collection(
+            _collection(about), schema=schema, index_params=indexes, consistency_level="Strong"
+        )
+
+
+def drop(about: About) -> None:
+    """Removes the collection of a library."""
+    with _asking(about):
+        _client(about).drop_collection(_collection(about))
+
+
 class MilvusEntries:
-    """`store.Entries` in a Milvus collection, which is made if need be.
+    """`store.Entries` in the Milvus collection that `create` has made for a library.
 
     Args:
       about: its `vectors` is the server's URI, or the path of a Milvus Lite file. The environment's
         MILVUS_TOKEN opens a server that wants one.
-      index: of the vectors, by Milvus's name. AUTOINDEX is the server's choice; FLAT is exact.
+
+    Raises:
+      LibraryError: Milvus cannot be reached, or the collection is not there. From every method too:
+        what Milvus refuses.
     """
 
-    def __init__(self, about: About, index: str = "AUTOINDEX"):
-        self._about = about
-        try:
-            token = os.environ.get("MILVUS_TOKEN", "")
-            self._client = MilvusClient(about.vectors, **({"token": token} if token else {}))
-            self._name = f"crem_{about.fingerprint}"
-            if not self._client.has_collection(self._name):
-                self._create(index)
+    def __init__(self, about: About):
+        self._about, self._name = about, _collection(about)
+        # Whoever opens a Milvus Lite file that is not there makes it.
+        there = "://" in about.vectors or Path(about.vectors).exists()
+        with _asking(about):
+            if there:
+                self._client = _client(about)
+                there = self._client.has_collection(self._name)
+            if not there:
+                raise LibraryError(
+                    f"Milvus at {about.vectors} has no collection {self._name}, where the library "
+                    "has its entries"
+                )
             self._client.load_collection(self._name)
-        except MilvusException as error:
-            raise LibraryError(f"Milvus at {about.vectors}: {error.message}") from error
 
     def put(self, entries: Sequence[Entry]) -> None:
         check_unique([entry.id for entry in entries])
@@ -59,19 +101,23 @@ class MilvusEntries:
             for i, k in enumerate(self._about.prefixes):
                 row[self._about.column(k)] = entry.vectors[i].astype(np.float32)
             rows.append(row)
-        for first in range(0, len(rows), _AT_ONCE):
-            self._client.upsert(self._name, rows[first : first + _AT_ONCE])
+        with _asking(self._about):
+            for first in range(0, len(rows), _AT_ONCE):
+                self._client.upsert(self._name, rows[first : first + _AT_ONCE])
 
     def delete(self, ids: Sequence[str]) -> None:
-        for first in range(0, len(ids), _AT_ONCE):
-            self._client.delete(self._name, filter=_named(ids[first : first + _AT_ONCE]))
+        with _asking(self._about):
+            for first in range(0, len(ids), _AT_ONCE):
+                self._client.delete(self._name, filter=_named(ids[first : first + _AT_ONCE]))
 
     def get(self, ids: Sequence[str]) -> list[Entry | None]:
         columns = [self._about.column(k) for k in self._about.prefixes]
         found = {}
         for first in range(0, len(ids), _AT_ONCE):
             named = _named(ids[first : first + _AT_ONCE])
-            for row in self._client.query(self._name, named, output_fields=[*_FIELDS, *columns]):
+            with _asking(self._about):
+                rows = self._client.query(self._name, named, output_fields=[*_FIELDS, *columns])
+            for row in rows:
                 vectors = np.stack([_vector(row[column]) for column in columns])
                 found[row["id"]] = _entry(row, vectors)
         return [found.get(name) for name in ids]
@@ -79,19 +125,20 @@ class MilvusEntries:
     def scan(
         self, columns: Sequence[str], where: str | None = None
     ) -> Iterator[Mapping[str, np.ndarray]]:
-        pages = self._client.query_iterator(
-            self._name, batch_size=_AT_ONCE, filter=where or "", output_fields=list(columns)
-        )
-        try:
-            while rows := pages.next():
-                yield {name: _column(name, rows) for name in columns}
-        finally:
-            pages.close()
+        with _asking(self._about, where):
+            pages = self._client.query_iterator(
+                self._name, batch_size=_AT_ONCE, filter=where or "", output_fields=list(columns)
+            )
+            try:
+                while rows := pages.next():
+                    yield {name: _column(name, rows) for name in columns}
+            finally:
+                pages.close()
 
     def search(
         self, vector: np.ndarray, k: int | None, top: int, where: str | None = None
     ) -> list[Hit]:
-        try:
+        with _asking(self._about, where):
             (rows,) = self._client.search(
                 self._name,
                 [np.asarray(vector, np.float32)],
@@ -100,15 +147,11 @@ class MilvusEntries:
                 filter=where or "",
                 output_fields=list(_FIELDS),
             )
-        except MilvusException as error:
-            if where is None:
-                raise
-            reason = str(error.message).split("\n")[0][:300]
-            raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
         return [Hit(_entry(row["entity"]), float(row["distance"])) for row in rows]
 
     def count(self, where: str | None = None) -> int:
-        (row,) = self._client.query(self._name, filter=where or "", output_fields=["count(*)"])
+        with _asking(self._about, where):
+            (row,) = self._client.query(self._name, filter=where or "", output_fields=["count(*)"])
         return int(row["count(*)"])
 
     def stats(self) -> dict[str, Any]:
@@ -117,41 +160,48 @@ class MilvusEntries:
     def compact(self) -> None:
         """Milvus compacts by itself."""
 
-    def recall(self, k: int | None, top: int, queries: int) -> dict[str, Any]:
-        column = self._about.column(k)
-        batches = list(self.scan(["id", column]))
-        if not batches:
-            return {"search": "Milvus", "recall": 1.0, "queries": 0}
-        ids = np.concatenate([batch["id"] for batch in batches])
-        vectors = np.concatenate([batch[column] for batch in batches]).astype(np.float32)
-        count = min(queries, len(ids))
-        chosen = np.random.default_rng(1).choice(len(ids), count, replace=False)
-        top, found = min(top, len(ids)), 0
-        for row in chosen:
-            exact = ids[np.argsort(-(vectors @ vectors[row]))[:top]]
-            found += len({h.entry.id for h in self.search(vectors[row], k, top)} & set(exact))
-        return {
-            "search": "Milvus",
-            "recall": round(found / (count * top), 4),
-            "top": top,
-            "queries": count,
+    def recall(self, top: int, queries: int) -> dict[str, Any]:
+        ids = np.concatenate([b["id"] for b in self.scan(["id"])] or [np.zeros(0, np.str_)])
+        if len(ids) < 2:
+            return {"search": "Milvus", "recall": {}}
+        chosen = np.random.default_rng(1).choice(ids, min(queries, len(ids)), replace=False)
+        asked = np.stack([entry.vectors for entry in self.get(chosen.tolist())])
+        shares = {
+            k: self._recall(k, chosen, asked[:, row].astype(np.float32), top)
+            for row, k in enumerate(self._about.prefixes)
         }
+        return {"search": "Milvus", "recall": shares, "top": top, "queries": len(chosen)}
 
-    def _create(self, index: str) -> None:
-        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
-        for name, limit in _TEXTS.items():
-            schema.add_field(name, DataType.VARCHAR, max_length=limit, is_primary=name == "id")
-        schema.add_field("metadata", DataType.JSON)
-        schema.add_field("width", DataType.INT64)
-        schema.add_field("height", DataType.INT64)
-        indexes = self._client.prepare_index_params()
-        for k in self._about.prefixes:
-            column = self._about.column(k)
-            schema.add_field(column, DataType.FLOAT_VECTOR, dim=self._about.dim)
-            indexes.add_index(column, index_type=index, metric_type="IP")
-        self._client.create_collection(
-            self._name, schema=schema, index_params=indexes, consistency_level="Strong"
-        )
+    def _recall(self, k: int, ids: np.ndarray, asked: np.ndarray, top: int) -> float:
+        column = self._about.column(k)
+        rows = ((batch["id"], batch[column]) for batch in self.scan(["id", column]))
+        found = []
+        for name, query in zip(ids, asked, strict=True):
+            names = [hit.entry.id for hit in self.search(query, k, top + 1)]
+            found.append([other for other in names if other != name][:top])
+        return round(share_found(found, true_neighbours(asked, ids, rows, top)), 4)
+
+
+def _collection(about: About) -> str:
+    """Its name on the server, where other libraries of the same model may be."""
+    return "_".join(filter(None, ("crem", about.fingerprint, about.id)))
+
+
+def _client(about: About) -> MilvusClient:
+    token = os.environ.get("MILVUS_TOKEN", "")
+    return MilvusClient(about.vectors, **({"token": token} if token else {}))
+
+
+@contextlib.contextmanager
+def _asking(about: About, where: str | None = None) -> Iterator[None]:
+    """Says of an error of Milvus where it is from, or which condition it is about."""
+    try:
+        yield
+    except MilvusException as error:
+        reason = str(error.message).split("\n")[0][:300]
+        if where is None:
+            raise LibraryError(f"Milvus at {about.vectors}: {reason}") from error
+        raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
 
 
 def _named(ids: Sequence[str]) -> str:

@@ -47,8 +47,13 @@ class Entries(Protocol):
     def compact(self) -> None:
         """Merges small files and drops what is no longer referred to."""
 
-    def recall(self, k: int | None, top: int, queries: int) -> dict[str, Any]:
-        """How many of the exact `top` neighbours of the library's own vectors `search` finds."""
+    def recall(self, top: int, queries: int) -> dict[str, Any]:
+        """How many of the true neighbours of the library's own vectors `search` finds.
+
+        Returns:
+          search: its kind. recall: by k, for those that have an index; empty where it is exact.
+          Unless it is empty, top and queries: what was asked for.
+        """
 
 
 class Memories(Protocol):
