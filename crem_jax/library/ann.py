@@ -60,6 +60,8 @@ class Neighbours:
 
     def update(self, version: int, keys: np.ndarray, vectors: Vectors) -> Snapshot:
         """Mirrors version `version` of a table that holds `keys`; returns `current`."""
+        if self.current.version == version:  # the directory may be read-only then
+            return self.current
         self._directory.mkdir(parents=True, exist_ok=True)
         with _locked(self._directory):
             self.current = self._updated(self._read(), version, keys, vectors)
@@ -101,8 +103,9 @@ class Neighbours:
             for first in range(0, rows, ROWS):
                 signs.write(unsigned.encode(stored[first : first + ROWS]).tobytes())
         stamp = Stamp(version, rows, built=rows, candidates=CANDIDATES[0])
-        self._write(stamp)
-        return self._tuned(self._mapped(stamp, mean))
+        built = self._tuned(self._mapped(stamp, mean))
+        self._write(built.stamp)
+        return built
 
     def _append(
         self, old: Snapshot, version: int, batches: Iterator, gone: tuple[int, ...]
@@ -135,9 +138,7 @@ class Neighbours:
             recall = sample.recall(tuned)
             if recall >= WANTED_RECALL:
                 break
-        stamp = dataclasses.replace(stamp, recall=recall)
-        self._write(stamp)
-        return dataclasses.replace(built, stamp=stamp)
+        return dataclasses.replace(built, stamp=dataclasses.replace(stamp, recall=recall))
 
     def _read(self) -> Snapshot:
         """What the files hold; anything odd means nothing."""
