@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ import crem_jax
 from crem_jax import library
 from crem_jax.api import pool
 from crem_jax.data.image import open_picture
+from crem_jax.data.sources.emoji import load_emoji
 from crem_jax.library.contents import Contents
 from crem_jax.library.fingerprint import fingerprint
 from crem_jax.library.indexing import about_of, index
@@ -192,6 +194,19 @@ def test_another_models_questions_are_refused(model, photos, tmp_path):
     assert fingerprint(model.config.replace(system_prompt="x"), half) != model.fingerprint
 
 
+def test_models_that_differ_in_chorus_tokens_alone_differ(model, monkeypatch):
+    monkeypatch.setattr("crem_jax.library.fingerprint._SAMPLE", 1)  # as if they were large
+    table = np.array(model.params["backbone"]["embedding"])
+    names = set()
+    for row in (None, *model.config.chorus_ids):
+        changed = table.copy()
+        if row is not None:
+            changed[row, -1] += 1
+        backbone = {**model.params["backbone"], "embedding": changed}
+        names.add(fingerprint(model.config, {**model.params, "backbone": backbone}))
+    assert len(names) == 1 + model.config.num_chorus
+
+
 def test_the_verbs_index_find_tell_and_look_after_a_library(
     capsys, tiny_model_dir, model, photos, tmp_path
 ):
@@ -215,12 +230,16 @@ def test_the_verbs_index_find_tell_and_look_after_a_library(
     got = crem(capsys, *find, "--where", "id LIKE 'zoo/%'", "--json").json
     assert sorted(hit["id"] for hit in got["results"]) == ["zoo/c.png", "zoo/d.png"]
     assert "zoo/c.png" in crem(capsys, *find).out
+    refused = crem(capsys, *find, "--dim", 8)
+    assert refused.code == 2 and f"--dim 8 needs a folder; {place} is a library" in refused.err
     tell = ("tell", tiny_model_dir, QUESTION, "--in", place, "--id", hit["id"], "--k", 2)
     assert crem(capsys, *tell, "--json").json["answer"] == answer
     assert crem(capsys, *tell).out == f"{answer}\n"
     found = crem(capsys, "library", "verify", place, "--json").json
-    assert found["entries"] == 4 and found["problems"] == [] and found["recall"] == 1.0
-    assert "4 entries, 4 memories, 0 problems" in crem(capsys, "library", "verify", place).out
+    assert found["entries"] == 4 and found["problems"] == [] and found["recall"] == {}
+    said = crem(capsys, "library", "verify", place).out
+    assert "4 entries, 4 memories, 0 problems" in said
+    assert "search: exact, nothing to measure" in said
     stats = crem(capsys, "library", "stats", place, "--json").json
     assert stats["memories"]["memories"] == 4 and stats["fingerprint"] == model.fingerprint
     assert crem(capsys, "library", "compact", place, "--json").json == {"orphans": 0}
@@ -246,54 +265,106 @@ def test_wrong_usage_of_libraries_is_one_line(capsys, argv, reason):
     assert got.code == 2 and got.out == "" and got.err.count("\n") == 1 and reason in got.err
 
 
-def kill_while_indexing(argv: list[str], place: Path, moments: list[int], rng) -> None:
-    """Runs `crem index` and kills it after so many more versions of the table of memories, once
+def indexing(compiled: Path, place: Path, *argv: object) -> subprocess.Popen:
+    """`crem index` in a process of its own; what is compiled is shared."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    command = [sys.executable, "-m", "crem_jax", "index", "--library", place, *argv]
+    return subprocess.Popen(
+        list(map(str, command)),
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def end(child: subprocess.Popen) -> str:
+    out, _ = child.communicate(timeout=600)
+    assert child.returncode == 0, out
+    return out
+
+
+def kill_while_indexing(start, place: Path, moments: list[int], rng) -> None:
+    """Starts `crem index` and kills it after so many more versions of the table of memories, once
     for each of the moments; then lets it end."""
     versions = place / "memories.lance" / "_versions"
-    # The runs share what they compile.
-    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{place}.jax"}
-    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
     def count() -> int:
         return len(os.listdir(versions)) if versions.exists() else 0
 
-    for moment in (*moments, None):
-        before = count()
-        child = subprocess.Popen(
-            argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        if moment is None:
-            out, _ = child.communicate(timeout=600)
-            assert child.returncode == 0, out
-            continue
+    for moment in moments:
+        before, child = count(), start()
         while child.poll() is None and count() < before + moment:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
         child.send_signal(signal.SIGKILL)
-        child.wait()
+        out, _ = child.communicate()
+        assert child.returncode == -signal.SIGKILL, f"it ended before it was killed: {out}"
         assert library.open(place).verify()["problems"] == []
+    end(start())
 
 
-def test_killed_runs_lose_and_double_nothing(tiny_model_dir, tmp_path, rng):
-    for i in range(30):
+def test_killed_runs_lose_and_double_nothing(tiny_model_dir, compiled, tmp_path, rng):
+    for i in range(40):
         draw(tmp_path / "photos" / f"{i}.png", i)
     place = tmp_path / "lib"
-    argv = [sys.executable, "-m", "crem_jax", "index", tiny_model_dir, tmp_path / "photos"]
-    argv += ["--library", place, "--batch", "4"]
-    kill_while_indexing(list(map(str, argv)), place, [4, 3], rng)
+
+    def start():
+        return indexing(compiled, place, tiny_model_dir, tmp_path / "photos", "--batch", 2)
+
+    kill_while_indexing(start, place, [4, 3], rng)
     lib = library.open(place)
     found = lib.verify()
-    assert ids(lib) == sorted(f"{i}.png" for i in range(30))
-    assert found["entries"] == found["memories"] == 30 and found["problems"] == []
+    assert ids(lib) == sorted(f"{i}.png" for i in range(40))
+    assert found["entries"] == found["memories"] == 40 and found["problems"] == []
 
 
 @pytest.mark.slow
-def test_all_emoji_survive_twenty_kills(tiny_model_dir, tmp_path, rng):
+def test_all_emoji_survive_twenty_kills(tiny_model_dir, compiled, tmp_path, rng):
+    emoji, lines, place = load_emoji("all"), tmp_path / "emoji.jsonl", tmp_path / "lib"
+    for one in emoji:
+        Image.fromarray(one.pixels).save(tmp_path / f"{one.codepoints}.png")
+
+    def start():
+        return indexing(compiled, place, tiny_model_dir, lines, "--batch", 64)
+
+    for text in ("first", "second"):  # the second time, all have changed
+        queries = {
+            one.codepoints: {"image": f"{one.codepoints}.png", "text": text} for one in emoji
+        }
+        records = [{"id": name, "query": query} for name, query in queries.items()]
+        lines.write_text("\n".join(map(json.dumps, records)))
+        kill_while_indexing(start, place, rng.integers(1, 4, 10).tolist(), rng)
+        lib = library.open(place)
+        found = lib.verify()
+        assert found["entries"] == found["memories"] == len(emoji) and found["problems"] == []
+        texts = np.concatenate([batch["text"] for batch in lib.scan(["text"])])
+        assert ids(lib) == sorted(queries) and set(texts) == {text}
+
+
+@pytest.mark.slow
+def test_two_processes_index_like_one(model, tiny_model_dir, compiled, photos, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     place = tmp_path / "lib"
-    argv = [sys.executable, "-m", "crem_jax", "index", tiny_model_dir, "emoji:split=all"]
-    argv += ["--library", place]
-    kill_while_indexing(list(map(str, argv)), place, rng.integers(1, 4, 20).tolist(), rng)
-    lib, contents = library.open(place), Contents("emoji:split=all")
-    found = lib.verify()
-    assert ids(lib) == sorted(contents.thing(i).id for i in range(len(contents)))
-    assert found["entries"] == found["memories"] == len(contents) and found["problems"] == []
+
+    def start(*sources: Path) -> list[subprocess.Popen]:
+        told = (f"--distributed=127.0.0.1:{port},2,{i}" for i in range(2))
+        argv = (compiled, place, tiny_model_dir, "--memory", "float32", "--json")
+        return [indexing(*argv, word, source) for word, source in zip(told, sources, strict=True)]
+
+    for child in start(photos, photos):
+        said = json.loads(end(child).splitlines()[-1])
+        assert said["entries"] == 4 and said["encoded"] < 4
+    lib, alone = library.open(place), make(model, photos, tmp_path / "alone")[0]
+    assert ids(lib) == NAMES and lib.verify()["problems"] == []
+    for mine, theirs in zip(lib.get(NAMES), alone.get(NAMES), strict=True):
+        assert mine.content == theirs.content
+        np.testing.assert_allclose(mine.vectors, theirs.vectors, atol=1e-3)
+    # A process that fails ends the others, which would wait for it.
+    failing, waiting = start(tmp_path / "none", photos)
+    for child in (failing, waiting):
+        out, _ = child.communicate(timeout=300)
+        assert child.returncode != 0, out

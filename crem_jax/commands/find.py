@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--k", type=positive, metavar="K", help="read only the first K chorus tokens"
     )
     parser.add_argument(
-        "--dim", type=positive, metavar="D", help="compare only the first D numbers of embeddings"
+        "--dim",
+        type=positive,
+        metavar="D",
+        help="compare only the first D numbers of embeddings, of a folder",
     )
     parser.add_argument(
         "--out",
@@ -58,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
     from crem_jax.library.library import is_library
 
     if is_library(args.folder):
+        if args.dim is not None:
+            raise ValueError(f"--dim {args.dim} needs a folder; {args.folder} is a library")
         from crem_jax.commands.find_library import run as run_library
 
         return run_library(args)

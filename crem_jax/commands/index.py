@@ -18,6 +18,8 @@ EXAMPLES = """\
   crem index runs/emoji shop.jsonl --library s3://bucket/shop.crem --memory int8
   crem index runs/emoji emoji --library emoji.crem --shard 0/4"""
 
+_HOURS = 24 * 7  # that a process waits for the others when its share is done
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from crem_jax.commands.options import add_model, add_running, positive
@@ -69,7 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from crem_jax import distributed
 
-    distributed.start(args.distributed)
+    with distributed.job(args.distributed):
+        _run(args)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from crem_jax import distributed
     from crem_jax.api import load
     from crem_jax.commands.output import counting, print_json
     from crem_jax.data.workers import default_workers
@@ -104,7 +111,9 @@ def run(args: argparse.Namespace) -> None:
     for where, reason in done.skipped:
         named = reason if where in reason else f"{where}: {reason}"
         print(f"crem index: skipped {named}", file=sys.stderr)
-    library.tidy()
+    distributed.meet(hours=_HOURS)
+    if distributed.is_main():
+        library.tidy()
     if args.json:
         print_json(
             {
