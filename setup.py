@@ -60,6 +60,8 @@ EXTRAS = {
         "libtpu>=0.0.52; sys_platform == 'linux'",
         "openai>=2.0",
         "httpx>=0.28,<1",
+        # Drives the Chromium of the system in the tests of the page; it brings none.
+        "playwright>=1.55",
     ],
 }
 
