@@ -195,7 +195,7 @@ def test_searches_go_on_while_the_library_changes(rng, tmp_path):
     # Always there, in a corner of their own: a search for one finds all of them, and it first.
     anchors = clustered(rng, 8) * 0.05 - vectors.mean(axis=0)
     anchors = (anchors / np.linalg.norm(anchors, axis=1, keepdims=True)).astype(np.float16)
-    kept = [Entry(f"kept/{i}", np.stack([v, v])) for i, v in enumerate(anchors)]
+    kept = [Entry(f"kept/{i}", np.stack([v, v]), width=i) for i, v in enumerate(anchors)]
     names = {entry.id for entry in kept}
 
     def some(first: int, last: int) -> list[Entry]:
@@ -214,6 +214,7 @@ def test_searches_go_on_while_the_library_changes(rng, tmp_path):
             hits = searched.search(anchors[anchor].astype(np.float32), k, 8, where)
             assert {hit.entry.id for hit in hits} == names
             assert hits[0].entry.id == f"kept/{anchor}" and hits[0].score > 0.99
+            assert searched.get([hits[0].entry.id, "none"])[0].width == anchor
             count += 1
         return count
 

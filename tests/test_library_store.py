@@ -246,6 +246,30 @@ def test_several_writers_lose_nothing(rng, tmp_path):
     assert found["entries"] == found["memories"] == 36 and not found["problems"]
 
 
+def test_memories_are_read_while_others_write_and_compact(rng, tmp_path):
+    library.create(tmp_path / "library", ABOUT)
+    writer, reader = (library.open(tmp_path / "library")._memories for _ in range(2))
+    stored = dict(zip(map(str, range(20)), blobs(rng, 20), strict=True))
+    writer.put(list(stored), list(stored), list(stored.values()))
+    over = threading.Event()
+
+    def read(name: str) -> None:
+        while not over.is_set():
+            assert reader.get([name, "none", "7"]) == [stored[name], None, stored["7"]]
+
+    with ThreadPoolExecutor(4) as pool:
+        reads = [pool.submit(read, name) for name in list(stored)[:4]]
+        try:
+            for i in range(15):
+                writer.put([f"more{i}"], [""], [stored["0"]])
+                writer.put(["9"], [""], [stored["9"]])
+                writer.compact()
+        finally:
+            over.set()
+    for one in reads:
+        one.result()
+
+
 @pytest.mark.parametrize("prefixes", [ABOUT.prefixes, (4,)])
 def test_a_library_that_is_half_made_is_made_whole(rng, tmp_path, prefixes):
     begun = dataclasses.replace(ABOUT, prefixes=prefixes)

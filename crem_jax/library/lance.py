@@ -110,8 +110,8 @@ class LanceEntries:
 
     def get(self, ids: Sequence[str]) -> list[Entry | None]:
         vectors = [self._about.column(k) for k in self._about.prefixes]
-        found = {}
-        for rows in tables.rows_by_id(self._latest(), ids, [*_FIELDS, *vectors]):
+        columns, found = [*_FIELDS, *vectors], {}
+        for rows in tables.reading(lambda: list(tables.rows_by_id(self._latest(), ids, columns))):
             stacked = np.stack([tables.matrix(rows[name]) for name in vectors], axis=1)
             for row, own in zip(rows.select(_FIELDS).to_pylist(), stacked, strict=True):
                 found[row["id"]] = _entry(row, own)
