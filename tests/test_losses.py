@@ -209,10 +209,12 @@ def test_language_modelling_equals_torch_cross_entropy(answers, rows):
         ignore_index=-1,
         reduction="none",
     )
-    np.testing.assert_allclose(np.asarray(tokens.loss).reshape(-1), expected.numpy(), atol=2e-6)
+    np.testing.assert_allclose(
+        np.asarray(tokens.loss).reshape(-1), expected.numpy(), rtol=1e-6, atol=2e-6
+    )
     np.testing.assert_array_equal(tokens.right, (logits.argmax(-1) == answer) & (answer >= 0))
     log_z = torch.logsumexp(torch.from_numpy(logits), -1).numpy()
-    np.testing.assert_allclose(tokens.log_z, np.where(answer >= 0, log_z, 0), atol=2e-6)
+    np.testing.assert_allclose(tokens.log_z, np.where(answer >= 0, log_z, 0), rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
