@@ -22,7 +22,7 @@ from crem_jax.config import ModelConfig
 from crem_jax.convert.huggingface import check_same_bits, read_tokenizer
 from crem_jax.convert.safetensors_io import atomic_directory
 from crem_jax.data.chat_template import chat_template
-from crem_jax.evaluate.files import write_json
+from crem_jax.files import write_json
 from crem_jax.model import crem
 
 CONFIG_FILE = "crem.json"

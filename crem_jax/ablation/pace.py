@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 from crem_jax.ablation.measure import Asked
 from crem_jax.ablation.study import Row, Setting
 from crem_jax.data.batch_spec import make_batch_spec
+from crem_jax.files import write_json
 from crem_jax.flops import model_flops
 from crem_jax.train.loop import train
 from crem_jax.train.metrics import read_metrics
@@ -75,10 +75,7 @@ class Pace:
         return Pace(**json.loads(path.read_text())) if path.exists() else None
 
     def write(self, workdir: Path) -> None:
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = workdir / f".{FILE}.partial"
-        partial.write_text(json.dumps(dataclasses.asdict(self)) + "\n")
-        os.replace(partial, workdir / FILE)
+        write_json(workdir / FILE, dataclasses.asdict(self))
 
 
 def step_flops(config: ConfigDict) -> float:

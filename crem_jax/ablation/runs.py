@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 from crem_jax.ablation.measure import Asked
 from crem_jax.ablation.study import Row, Setting, Study
 from crem_jax.api import load
+from crem_jax.files import write_json
 from crem_jax.train import recipe
 from crem_jax.train.loop import train
 
@@ -109,7 +109,5 @@ def finish(
             scores[row.asked] = scores.get(row.asked, {}) | asked.scores(row, signs)
         setting = dataclasses.asdict(run.setting)
         about = {"setting": setting, "seed": run.seed, "steps": steps, "scenes": scenes}
-        partial = run.directory / f".{SUMMARY}.partial"
-        partial.write_text(json.dumps({**about, "scores": scores}, indent=1) + "\n")
-        os.replace(partial, run.directory / SUMMARY)
+        write_json(run.directory / SUMMARY, {**about, "scores": scores})
         yield run

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from pathlib import Path
 
+from crem_jax.files import write_json
 from crem_jax.train.meter import peak_rss_mb
 
 FILE = "timing.json"
@@ -57,6 +57,4 @@ class TrainingClock:
             "train_seconds": round(self._before.get("train_seconds", 0.0) + seconds, 1),
             "peak_rss_mb": round(max(self._before.get("peak_rss_mb", 0.0), peak_rss_mb()), 1),
         }
-        partial = self._workdir / f".{FILE}.partial"
-        partial.write_text(json.dumps(timing) + "\n")
-        os.replace(partial, self._workdir / FILE)
+        write_json(self._workdir / FILE, timing)

@@ -15,6 +15,7 @@ from crem_jax.data.batcher import BAD
 from crem_jax.data.filling import Filling
 from crem_jax.data.mixture import Place
 from crem_jax.data.pipeline import NO_ROOM, Skip, Stream
+from crem_jax.files import write_text
 from crem_jax.types import Batch
 
 JUDGED_FROM = 100
@@ -134,7 +135,7 @@ class BatchIterator(grain.DatasetIterator):
                 flags.FLAGS.mark_as_parsed()  # grain reads flags, which a library cannot parse
             if self._log is not None and self._log.exists():
                 kept = [line for line in _lines(self._log) if line["step"] < self._step]
-                self._log.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                write_text(self._log, "".join(json.dumps(line) + "\n" for line in kept))
             dataset = self.stream.loaded(self.steps, self._step, **self._options)
             self._made = iter(dataset)
         return self._made

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crem_jax.evaluate.files import DIGEST, file_digest
+from crem_jax.files import DIGEST, file_digest
 
 if TYPE_CHECKING:
     from crem_jax.data.records import Item

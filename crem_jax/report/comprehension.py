@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from crem_jax.evaluate.files import write_text
+from crem_jax.files import write_text
 from crem_jax.report.document import Section, Table, html, markdown
 
 PAGES = ("report.md", "report.html")

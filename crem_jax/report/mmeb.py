@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crem_jax.evaluate.files import write_text
 from crem_jax.evaluate.mmeb.datasets import DATASETS, TASKS
 from crem_jax.evaluate.mmeb.published import PUBLISHED
 from crem_jax.evaluate.mmeb.summary import MEANS, Score, means, warnings
+from crem_jax.files import write_text
 from crem_jax.report.document import Figure, Section, Table, html, markdown
 from crem_jax.report.figures import COLOURS, INK, new_figure, save_figure
 

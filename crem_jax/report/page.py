@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crem_jax.ablation.runs import SUMMARY as ABLATION
-from crem_jax.evaluate.files import write_text
+from crem_jax.files import write_text
 from crem_jax.report.comprehension import table_of_scores
 from crem_jax.report.document import Figure, Section, Table, html
 from crem_jax.report.mmeb import CHART

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from crem_jax.evaluate.files import write_text
+from crem_jax.files import write_text
 
 
 class Writer(Protocol):

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from crem_jax import trees
 from crem_jax.data.pipeline import Source
 from crem_jax.data.records import Record
-from crem_jax.evaluate.files import write_text
+from crem_jax.files import write_text
 
 FILE = "recipe.json"
 _MADE_WITH = "made_with"

@@ -12,8 +12,8 @@ from crem_jax.evaluate.comprehension.answering import COMPRESSED, Answers, answe
 from crem_jax.evaluate.comprehension.benchmarks import JUDGED, first, kind_of, score
 from crem_jax.evaluate.comprehension.exports import check_excel, write_predictions
 from crem_jax.evaluate.comprehension.tables import read_table
-from crem_jax.evaluate.files import file_digest, write_json
 from crem_jax.evaluate.progress import Counting, quiet
+from crem_jax.files import file_digest, write_json
 
 if TYPE_CHECKING:
     from crem_jax.api import Model

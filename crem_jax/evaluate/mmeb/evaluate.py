@@ -14,13 +14,13 @@ import numpy as np
 from crem_jax import distributed
 from crem_jax.evaluate.embedding_cache import ContentKeys, EmbeddingCache
 from crem_jax.evaluate.encoding import Work, encode_missing
-from crem_jax.evaluate.files import write_json
 from crem_jax.evaluate.mmeb.cases import Cases, read_cases
 from crem_jax.evaluate.mmeb.datasets import Dataset
 from crem_jax.evaluate.mmeb.layouts import write_leaderboard, write_score
 from crem_jax.evaluate.mmeb.scoring import rank
 from crem_jax.evaluate.mmeb.summary import Score, score, to_json
 from crem_jax.evaluate.progress import Counting, quiet
+from crem_jax.files import write_json
 
 if TYPE_CHECKING:
     from crem_jax.api import Model

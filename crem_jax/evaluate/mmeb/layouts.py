@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crem_jax.evaluate.files import write_json, write_text
 from crem_jax.evaluate.mmeb.cases import Cases
 from crem_jax.evaluate.mmeb.scoring import Ranked
 from crem_jax.evaluate.mmeb.summary import Score
+from crem_jax.files import write_json, write_text
 
 
 def write_score(out: Path, score: Score, cases: Cases, ranked: Ranked) -> None:
