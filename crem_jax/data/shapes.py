@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,26 +27,66 @@ def shape_of(tokens: int, patches: int) -> Shape:
 def plan_batches(
     shapes: Sequence[Shape], unit: int = 1, most: int = MAX_ROWS
 ) -> Iterator[tuple[list[int], int]]:
-    """Rows of equal shape in batches: the numbers of the rows, and the size to fill them up to.
+    """Rows in batches of like shape: the numbers of the rows, and the size to fill them up to.
+
+    Full batches are of one shape. The rows that are left over go with those of the next larger
+    shapes where that is less to compute than batches of their own, filled up.
 
     Args:
       unit: sizes are multiples of it: the devices that share a batch. most: rows in a batch.
     """
+    most = max(most // unit, 1) * unit
     groups: dict[Shape, list[int]] = {}
     for i, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(i)
-    most = max(most // unit, 1) * unit
-    for _, members in sorted(groups.items()):
-        for first in range(0, len(members), most):
-            chosen = members[first : first + most]
-            long = len(members) > most  # one shape more is dearer than a half-empty batch
-            size = most if long else 1 << (len(chosen) - 1).bit_length()
-            yield chosen, -(-size // unit) * unit
+    compiled, left = set(), []
+    for shape, members in sorted(groups.items(), key=lambda group: group[0][::-1]):
+        whole = len(members) // most * most
+        for first in range(0, whole, most):
+            compiled.add(shape)
+            yield members[first : first + most], most
+        if members[whole:]:
+            left.append((shape, members[whole:]))
+
+    def size(shape: Shape, count: int) -> int:
+        if shape in compiled:  # one shape more is dearer than a half-empty batch
+            return most
+        return min(-(-(1 << (count - 1).bit_length()) // unit) * unit, most)
+
+    yield from _join(left, size, most)
+
+
+def _join(
+    groups: Sequence[tuple[Shape, list[int]]], size: Callable[[Shape, int], int], most: int
+) -> Iterator[tuple[list[int], int]]:
+    """Neighbouring groups in batches of at most `most` rows with the fewest slots in all."""
+    best = [(0, 0, 0)]  # (slots, first group of the last batch, its size), for the first n groups
+    for end in range(1, len(groups) + 1):
+        ways, shape, count = [], (0, 0), 0
+        for first in reversed(range(end)):
+            count += len(groups[first][1])
+            if count > most:
+                break
+            shape = _around(shape, groups[first][0])
+            rows = size(shape, count)
+            ways.append((best[first][0] + rows * sum(shape), first, rows))
+        best.append(min(ways))
+    batches, end = [], len(groups)
+    while end:
+        _, first, rows = best[end]
+        batches.append(([i for _, members in groups[first:end] for i in members], rows))
+        end = first
+    yield from reversed(batches)
+
+
+def _around(a: Shape, b: Shape) -> Shape:
+    return max(a[0], b[0]), max(a[1], b[1])
 
 
 def fill_batch(rows: Sequence[ContextRow], size: int, config: ModelConfig) -> Context:
-    """Rows of one shape as a padded context of `size` rows, the first one repeated."""
-    tokens, patches = shape_of(len(rows[0].tokens), len(rows[0].picture))
+    """Rows as a padded context of `size` rows and their largest shape, the first one repeated."""
+    shapes = (shape_of(len(row.tokens), len(row.picture)) for row in rows)
+    tokens, patches = functools.reduce(_around, shapes)
     padded = [*rows, *[rows[0]] * (size - len(rows))]
     return pad_contexts(padded, config, tokens + config.num_chorus, patches)
 
