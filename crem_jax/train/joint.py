@@ -14,9 +14,10 @@ from crem_jax.train import cross_entropy
 from crem_jax.train.losses import Metrics, info_nce
 from crem_jax.types import Batch, Target, pooled
 
-ELASTIC_K = ("uniform", "halves", "short")
-"""Distributions of the truncated chorus' length over 1..K: all alike; K, K/2, K/4, … 1 alike; and
-k with a probability proportional to 1/k."""
+ELASTIC_K = ("uniform", "halves", "short", "nested")
+"""Distributions of the truncated chorus' length over 1..K: all alike; K, K/2, K/4, … 1 alike;
+proportional to 1/k; and as halves, but the retrieval loss has all of them in every step: their mean
+costs no more than a few products of the embeddings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class LossConfig:
       p_compressed: probability of z = 1 for each sample.
       elastic: share of samples whose chorus is truncated to a random k ≤ K, so that any k works
         at inference: that weight in the retrieval loss, that share of the compressed samples.
-      elastic_k: how that k is drawn, one of ELASTIC_K.
+      elastic_k: how that k is chosen, one of ELASTIC_K.
       dims: prefixes of the embedding that shall work on their own (Matryoshka, arXiv 2205.13147).
         The truncated embedding of a step has the first k chorus tokens and the first d numbers,
         d drawn from these and D; `elastic` is its weight.
@@ -72,7 +73,8 @@ class Chance:
     """What is random in a step: drawn for the whole batch, whatever its chunks.
 
     Attributes:
-      k, dim: int32 [], of the truncated embedding; None if there is none, or it is not truncated.
+      k, dim: int32 [], of the truncated embedding; None if there is none, it is not truncated, or
+        every k is wanted.
       z: bucket -> bool [B], which samples are compressed.
       kept: bucket -> int32 [B], chorus tokens the decoder sees; empty if never truncated.
     """
@@ -107,7 +109,7 @@ def draw(batch: Batch, key: jax.Array, model: ModelConfig, loss: LossConfig) -> 
             k = _random_k(random_key, shape, model.num_chorus, loss.elastic_k)
             kept[name] = jnp.where(chosen, k, model.num_chorus)
     k = None
-    if loss.elastic:
+    if loss.elastic and loss.elastic_k != "nested":
         k = _random_k(retrieval_key, (), model.num_chorus, loss.elastic_k)
     dim = None
     if loss.dims:
@@ -176,7 +178,8 @@ def retrieval(
 
     value, metrics = at(None)
     if loss.elastic:
-        truncated, _ = at(chance.k, chance.dim)
+        lengths = _halves(chorus) if chance.k is None else [chance.k]
+        truncated = jnp.mean(jnp.stack([at(k, chance.dim)[0] for k in lengths]))
         value = (1 - loss.elastic) * value + loss.elastic * truncated
     metrics = {"retrieval": value, "retrieval_queries": jnp.sum(query_valid), **metrics}
     if log_temperature is not None:
@@ -264,11 +267,17 @@ def _share(right: jax.Array, count: jax.Array, chosen: jax.Array) -> jax.Array:
     return jnp.where(total > 0, share, jnp.nan)
 
 
+def _halves(chorus: dict[str, jax.Array]) -> list[int]:
+    """K, K/2, K/4, … 1."""
+    largest = next(iter(chorus.values())).shape[1]
+    return [largest >> i for i in range(largest.bit_length())]
+
+
 def _random_k(key: jax.Array, shape: tuple[int, ...], largest: int, how: str) -> jax.Array:
     """int32 k in 1..K, see ELASTIC_K."""
     if how == "uniform":
         return jax.random.randint(key, shape, 1, largest + 1)
-    if how == "halves":
+    if how in ("halves", "nested"):
         return largest >> jax.random.randint(key, shape, 0, largest.bit_length())
     weights = -jnp.log(jnp.arange(1, largest + 1, dtype=jnp.float32))
     return 1 + jax.random.categorical(key, weights, shape=shape).astype(jnp.int32)
