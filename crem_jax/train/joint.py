@@ -14,10 +14,10 @@ from crem_jax.train import cross_entropy
 from crem_jax.train.losses import Metrics, info_nce
 from crem_jax.types import Batch, Target, pooled
 
-ELASTIC_K = ("uniform", "halves", "short", "nested")
-"""Distributions of the truncated chorus' length over 1..K: all alike; K, K/2, K/4, … 1 alike;
-proportional to 1/k; and as halves, but the retrieval loss has all of them in every step: their mean
-costs no more than a few products of the embeddings."""
+ELASTIC_K = ("uniform", "halves", "short")
+"""Distributions of the truncated chorus' length over 1..K: all alike; K, K/2, K/4, … 1 alike; and
+k with a probability proportional to 1/k. Of halves, the retrieval loss has all in every step: their
+mean costs no more than a few products of the embeddings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def draw(batch: Batch, key: jax.Array, model: ModelConfig, loss: LossConfig) -> 
             k = _random_k(random_key, shape, model.num_chorus, loss.elastic_k)
             kept[name] = jnp.where(chosen, k, model.num_chorus)
     k = None
-    if loss.elastic and loss.elastic_k != "nested":
+    if loss.elastic and loss.elastic_k != "halves":
         k = _random_k(retrieval_key, (), model.num_chorus, loss.elastic_k)
     dim = None
     if loss.dims:
@@ -277,7 +277,7 @@ def _random_k(key: jax.Array, shape: tuple[int, ...], largest: int, how: str) ->
     """int32 k in 1..K, see ELASTIC_K."""
     if how == "uniform":
         return jax.random.randint(key, shape, 1, largest + 1)
-    if how in ("halves", "nested"):
+    if how == "halves":
         return largest >> jax.random.randint(key, shape, 0, largest.bit_length())
     weights = -jnp.log(jnp.arange(1, largest + 1, dtype=jnp.float32))
     return 1 + jax.random.categorical(key, weights, shape=shape).astype(jnp.int32)
