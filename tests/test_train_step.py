@@ -163,9 +163,7 @@ def test_elastic_retrieval_weighs_the_whole_chorus_and_a_random_part_of_it(param
     np.testing.assert_allclose(rigid["retrieval"], whole, rtol=1e-5)
 
 
-def test_elastic_retrieval_by_halves_weighs_the_whole_chorus_and_all_of_them(
-    params, batch, memories
-):
+def test_elastic_retrieval_by_halves_weighs_the_whole_and_all_of_them(params, batch, memories):
     whole, *parts = (retrieval_by_hand(batch, memories, k, True) for k in (4, 4, 2, 1))
     loss = dataclasses.replace(FULL, elastic=0.3, elastic_k="halves")
     for number in range(2):
