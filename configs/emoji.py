@@ -88,7 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
         generation=1.5,
         p_compressed=0.5,
         elastic=0.5,
-        elastic_k="uniform",
+        elastic_k="halves",
         learn_temperature=False,
         symmetric=True,
     )

@@ -153,7 +153,7 @@ def test_elastic_retrieval_weighs_the_whole_chorus_and_a_random_part_of_it(param
     possible = [0.7 * whole + 0.3 * part for part in parts]
     seen = set()
     for number in range(16):
-        loss = dataclasses.replace(FULL, elastic=0.3)
+        loss = dataclasses.replace(FULL, elastic=0.3, elastic_k="uniform")
         _, metrics = value(params, batch, jax.random.key(number), loss)
         nearest = int(np.argmin(np.abs(np.array(possible) - metrics["retrieval"])))
         np.testing.assert_allclose(metrics["retrieval"], possible[nearest], rtol=1e-5)

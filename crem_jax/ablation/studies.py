@@ -89,18 +89,16 @@ def _of_key(name: str, title: str, key: str, values: Sequence, default) -> Study
 def _elastic() -> Study:
     settings = {"never": Setting("arm=crem", ("loss.elastic=0.0",))}
     for share, word in (("", "half"), ("loss.elastic=1.0", "always")):
-        for how in ("", "halves", "short"):
-            changes = [share, how and f"loss.elastic_k={how}"]
-            settings[f"{word}, {how or 'uniform'}"] = Setting(
-                "arm=crem", tuple(filter(None, changes))
-            )
+        for how in ("uniform", "halves", "short"):
+            changes = (share, how != "halves" and f"loss.elastic_k={how}")
+            settings[f"{word}, {how}"] = Setting("arm=crem", tuple(filter(None, changes)))
     rows = [
         Row(f"{name}, k = {k}", setting, k=k, x=str(k), series=name)
         for name, setting in settings.items()
         for k in (1, 2, 4, 8)
     ]
     title = "How often and how the chorus is truncated in training"
-    assumes = {"loss.elastic": 0.5, "loss.elastic_k": "uniform"}
+    assumes = {"loss.elastic": 0.5, "loss.elastic_k": "halves"}
     return Study("elastic", title, tuple(rows), judged="series", assumes=assumes)
 
 

@@ -48,7 +48,7 @@ class LossConfig:
     generation: float = 1.0
     p_compressed: float = 0.5
     elastic: float = 0.5
-    elastic_k: str = "uniform"
+    elastic_k: str = "halves"
     dims: tuple[int, ...] = ()
     temperature: float = 0.02
     learn_temperature: bool = False
@@ -178,9 +178,10 @@ def retrieval(
 
     value, metrics = at(None)
     if loss.elastic:
-        lengths = _halves(chorus) if chance.k is None else [chance.k]
-        truncated = jnp.mean(jnp.stack([at(k, chance.dim)[0] for k in lengths]))
-        value = (1 - loss.elastic) * value + loss.elastic * truncated
+        lengths = _halves(chorus) if chance.k is None else chance.k[None]
+        # One after another, and anew for the gradient: one matrix of similarities at a time.
+        truncated = jax.lax.map(jax.checkpoint(lambda k: at(k, chance.dim)[0]), lengths)
+        value = (1 - loss.elastic) * value + loss.elastic * jnp.mean(truncated)
     metrics = {"retrieval": value, "retrieval_queries": jnp.sum(query_valid), **metrics}
     if log_temperature is not None:
         metrics["temperature"] = temperature
@@ -267,10 +268,10 @@ def _share(right: jax.Array, count: jax.Array, chosen: jax.Array) -> jax.Array:
     return jnp.where(total > 0, share, jnp.nan)
 
 
-def _halves(chorus: dict[str, jax.Array]) -> list[int]:
-    """K, K/2, K/4, … 1."""
+def _halves(chorus: dict[str, jax.Array]) -> jax.Array:
+    """int32 [n]: K, K/2, K/4, … 1."""
     largest = next(iter(chorus.values())).shape[1]
-    return [largest >> i for i in range(largest.bit_length())]
+    return largest >> jnp.arange(largest.bit_length())
 
 
 def _random_k(key: jax.Array, shape: tuple[int, ...], largest: int, how: str) -> jax.Array:
