@@ -100,7 +100,7 @@ def test_twenty_steps_on_one_batch_lower_both_losses(history):
 def test_a_learnt_temperature_starts_where_it_is_told_and_moves(history):
     metrics, state = history
     assert metrics[0]["temperature"] == pytest.approx(0.1)
-    assert metrics[-1]["temperature"] != pytest.approx(0.1, abs=1e-4)
+    assert max(abs(m["temperature"] - 0.1) for m in metrics) > 1e-3  # it goes up and comes back
     assert set(state.params) == {"backbone", "vision", "loss"}
 
 
