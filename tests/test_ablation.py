@@ -161,7 +161,7 @@ def test_series_are_judged_by_their_means_over_the_places_they_share(tmp_path):
         path.write_text(json.dumps({"scores": known}))
     said = "\n".join(verdict(study, collect(study, runs)))
     assert "find, mean over 1, 2: best is elastic (0.270 ± 0.021); within spread: none" in said
-    assert "find, elastic against own, in points: 1: +11.0, 2: +3.0" in said
+    assert "find, elastic against own, in points: 1: +11.0 ± 1.4, 2: +3.0 ± 2.8" in said
     within = dataclasses.replace(study, judged="within series")
     said = "\n".join(verdict(within, collect(study, runs)))
     assert "find (own): best is K = 9" in said and "find (elastic): best is first 2" in said

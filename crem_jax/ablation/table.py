@@ -126,13 +126,21 @@ def _mean_over(rows: Sequence[Mapping], places: Sequence[str], column: str) -> C
 
 
 def _apart(series: Mapping[str, Sequence[Mapping]], places: Sequence[str], column: str):
-    """Of two series: how far the second is above the first at each place."""
+    """Of two series: how far the second is above the first at each place, over the seeds."""
     if len(series) != 2 or not places:
         return []
-    first, second = ({r["x"]: r["scores"][column][0] for r in rows} for rows in series.values())
-    told = ", ".join(f"{x}: {100 * (second[x] - first[x]):+.1f}" for x in places)
+    first, second = ({r["x"]: r["by_seed"] for r in rows} for rows in series.values())
+    told = []
+    for x in places:
+        seeds = first[x].keys() & second[x].keys()
+        if seeds:
+            mean, spread = _cell([second[x][s][column] - first[x][s][column] for s in seeds])
+            about = f" ± {100 * spread:.1f}" if spread is not None else ""
+            told.append(f"{x}: {100 * mean:+.1f}{about}")
+    if not told:
+        return []
     one, other = series
-    return [f"- {COLUMNS[column]}, {other} against {one}, in points: {told}"]
+    return [f"- {COLUMNS[column]}, {other} against {one}, in points: {', '.join(told)}"]
 
 
 def order(collected: Mapping[str, Any]) -> list[str]:
