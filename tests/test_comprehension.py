@@ -16,7 +16,8 @@ import crem_jax
 from crem_jax.data.picture_files import file_bytes
 from crem_jax.data.records import RecordError
 from crem_jax.data.sources.emoji import EmojiPictures
-from crem_jax.evaluate.comprehension.benchmarks import first, kind_of, prompt, score
+from crem_jax.evaluate.comprehension.benchmarks import check, first, kind_of, prompt, score
+from crem_jax.evaluate.comprehension.exports import write_predictions
 from crem_jax.evaluate.comprehension.tables import read_table
 
 OPTIONS = {"A": "a cat", "B": "a dog", "C": "a fox"}
@@ -141,6 +142,8 @@ def test_the_first_questions_come_with_all_their_rotations(folder):
     assert first(questions, kind, None) == questions == first(questions, kind, 9)
     questions, kind = read(folder, "HallusionBench")
     assert first(questions, kind, 3) == questions[:3]
+    questions, kind = read(folder, "MMMU_DEV_VAL")
+    assert first(questions[::-1], kind, 1) == [questions[1]]  # the dev row does not count
 
 
 def test_mmmu_counts_validation_and_its_open_questions_by_text(folder):
@@ -244,6 +247,68 @@ def test_a_table_that_is_not_vlmevalkits_is_named(tmp_path, rows, words):
     assert str(path) in str(error.value) and words in str(error.value)
 
 
+def test_a_table_that_is_cut_off_or_not_utf8_is_named(tmp_path):
+    path = write(tmp_path / "MMStar.tsv", [row(1, "", **OPTIONS), row(2, "", **OPTIONS)])
+    text = path.read_bytes()
+    path.write_bytes(text[: text.rindex(b"What is it?") + 4])
+    with pytest.raises(RecordError, match=r"MMStar\.tsv:3 has 3 columns, the first line 7; is the"):
+        read_table(path)
+    path.write_bytes(text.replace(b"a dog", b"a d\xf6g"))
+    with pytest.raises(RecordError, match=r"MMStar\.tsv is not UTF-8: .*0xf6"):
+        read_table(path)
+
+
+def test_options_and_hints_that_pandas_reads_as_missing_are_missing(tmp_path):
+    options = {"A": "a cat", "B": "nan", "C": "NaN"}
+    path = write(tmp_path / "MMStar.tsv", [row(1, "", **options, hint="nan")])
+    (question,) = read_table(path)
+    assert prompt(question, "choice").splitlines()[:-1] == [
+        *("Question: What is it?", "Options:", "A. a cat")
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, rows, words",
+    [
+        ("MMStar", [row(1, "", **OPTIONS), row(2, "", "", **OPTIONS)], "'2' has no answer"),
+        ("MMStar", [row(1, "", "E", **OPTIONS)], "answer 'E'; expected one of its A, B, C"),
+        ("MMStar", [row(1, "", **OPTIONS), row(2, "")], "'A'; expected one of its no options"),
+        ("MMMU_DEV_VAL", [row("a", "", **OPTIONS), row("b", "", " ")], "'b' has no answer"),
+        ("MMBench_DEV", [row("a", "", **OPTIONS)], "'a' is not a whole number"),
+        ("HallusionBench", [row("VD_1", "", "Yes")], "'VD_1' is not of HallusionBench"),
+        ("HallusionBench", [row("VD_c_0_0_0_0", "", "1")], "answer '1'; expected Yes or No"),
+    ],
+)
+def test_a_row_that_cannot_be_scored_is_named(tmp_path, name, rows, words):
+    questions = read_table(write(tmp_path / f"{name}.tsv", rows))
+    with pytest.raises(RecordError) as error:
+        check(questions, kind_of(name, questions))
+    assert words in str(error.value)
+
+
+def test_a_table_that_cannot_be_scored_stops_before_all_others(capsys, tiny_model_dir, tmp_path):
+    good = write(tmp_path / "MMVet.tsv", [row(1, "")])
+    bad = write(tmp_path / "MMStar.tsv", [row(1, "", "E", **OPTIONS)])
+    out = tmp_path / "out"
+    got = crem(capsys, "eval", "comprehension", tiny_model_dir, "--tsv", good, bad, "--out", out)
+    assert got.code == 2 and f"{bad}: index '1' has the answer 'E'" in got.err
+    assert not out.exists()
+
+
+def test_predictions_come_back_as_they_were_said(tmp_path):
+    said = {"1": "=5", "2": "one\rtwo", "3": '"a"\tb\nc', "4": "+1"}
+    questions = read_table(write(tmp_path / "MMVet.tsv", [row(index, "") for index in said]))
+    tsv, lines, sheet = write_predictions(tmp_path / "m", questions, said, excel=True)
+    with open(tsv, newline="") as file:
+        table = {line["index"]: line["prediction"] for line in csv.DictReader(file, delimiter="\t")}
+    assert table == said
+    assert [json.loads(line)["prediction"] for line in lines.open()] == list(said.values())
+    book = openpyxl.load_workbook(sheet, data_only=True).active
+    values = {str(index): prediction for index, *_, prediction in book.values}
+    assert values.pop("index") == "prediction"
+    assert values == said | {"2": "one\ntwo"}  # as XML has it
+
+
 def test_what_cannot_be_asked_is_named(capsys, tiny_model_dir, folder, tmp_path):
     got = crem(capsys, *argv(tiny_model_dir, folder, tmp_path, "--modes", "nativ"))
     assert got.code == 2 and "--modes 'nativ' is not one of native, compressed" in got.err
@@ -254,7 +319,7 @@ def test_what_cannot_be_asked_is_named(capsys, tiny_model_dir, folder, tmp_path)
     (tmp_path / "AI2D.tsv").write_text("index\tquestion\n")
     with pytest.raises(RecordError, match=r"AI2D\.tsv has no rows"):
         read_table(tmp_path / "AI2D.tsv")
-    long = row(4, "", question="why " * 5000, **OPTIONS)
+    long = row(4, "", question="why " * 5000)
     for index, one, words in ((4, long, "positions"), (5, row(5, "", question=" "), "is empty")):
         write(tmp_path / "MMVet.tsv", [row(1, "", question="What?"), one])
         out = tmp_path / f"out-{index}"

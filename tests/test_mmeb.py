@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cli_runner import crem
 from PIL import Image
@@ -100,8 +102,10 @@ def test_all_36_killed_and_resumed_leave_every_file(
 
 
 def test_the_cache_has_what_encode_gives(capsys, tiny_model_dir, model, root, tmp_path):
-    argv = ["eval", "mmeb", tiny_model_dir, "--data", root, "--out", tmp_path / "out"]
-    got = crem(capsys, *argv, "--cache", tmp_path, "--datasets", ",".join(SOME), "--k", 2, "--json")
+    argv = ["eval", "mmeb", tiny_model_dir, "--data", root, "--cache", tmp_path]
+    out = tmp_path / "out"
+    some = ["--datasets", ",".join(SOME), "--k", 2, "--out", out]
+    got = crem(capsys, *argv, *some, "--json")
     (part,) = tmp_path.glob("*/*.arrow")
     assert part.parent.name == f"{model.fingerprint}-k2-float32-v1"
     cache = EmbeddingCache(tmp_path, part.parent.name.removesuffix("-v1"), 32)
@@ -111,17 +115,34 @@ def test_the_cache_has_what_encode_gives(capsys, tiny_model_dir, model, root, tm
     np.testing.assert_allclose(cache.get(keys), model.encode(items, k=2), atol=1e-5)
     assert got.json["k"] == 2 and "2 of MMEB's 36 data sets" in got.json["warnings"][0]
 
-    argv += ["--cache", tmp_path, "--datasets", "EDIS", "--k", 2, "--dim", 8]
-    shorter = crem(capsys, *argv, "--json").json
+    argv += ["--datasets", "EDIS", "--k", 2, "--dim", 8]
+    before = (out / "scores.json").read_bytes()
+    refused = crem(capsys, *argv, "--out", out)
+    assert refused.code == 2 and "scores.json has scores of dim 32, not 8" in refused.err
+    assert (out / "scores.json").read_bytes() == before
+    shorter = crem(capsys, *argv, "--out", tmp_path / "short", "--json").json
     assert shorter["embeddings made"] == 0 and shorter["dim"] == 8
     case = read_cases(*chosen(["EDIS"]), root)
     own = rank(model.encode(case.items, k=2, dim=8), case.queries, case.candidates, case.places)
     assert shorter["datasets"]["EDIS"]["precision@1"] == np.mean(own.rank == 0)
-    said = crem(capsys, *argv, "--limit", 3)
+    said = crem(capsys, *argv, "--limit", 3, "--out", tmp_path / "few")
     assert re.search(r"P@1 % +┃ chance", said.out) and "EDIS" in said.out
     assert "(1 of 36 data sets, first 3 rows)" in " ".join(said.out.split())
     assert "only the first 3 rows of each data set" in said.err
     assert "EDIS" in said.err and "is near chance in 1" in said.err
+
+
+def test_data_sets_measured_one_after_another_come_together(capsys, tiny_model_dir, root, tmp_path):
+    argv = ["eval", "mmeb", tiny_model_dir, "--data", root, "--cache", tmp_path, "--json"]
+    whole = crem(capsys, *argv, "--datasets", ",".join(SOME), "--out", tmp_path / "whole").json
+    for name in reversed(SOME):
+        one = crem(capsys, *argv, "--datasets", name, "--out", tmp_path / "parts").json
+    assert one["datasets"] == whole["datasets"] and one["means"] == whole["means"]
+    boards = [
+        json.loads((tmp_path / out / "leaderboard.json").read_text())["metrics"]
+        for out in ("whole", "parts")
+    ]
+    assert boards[0] == boards[1]
 
 
 def test_keys_follow_content_not_names(tmp_path):
@@ -171,6 +192,14 @@ def test_what_cannot_be_used_is_named(capsys, tiny_model_dir, root, tmp_path):
     got = crem(capsys, *argv, tmp_path, "--datasets", "GQA")
     assert got.code == 2 and "GQA.jsonl:1: " in got.err and "no.png: is not a picture" in got.err
     assert got.err.count("\n") == 1
+    row |= {"qry_text": "why " * 5000, "qry_img_path": "", "tgt_text": ["a", "b"]}
+    (tmp_path / "GQA.jsonl").write_text(json.dumps(row))
+    got = crem(capsys, *argv, tmp_path, "--datasets", "GQA")
+    assert got.code == 2 and "GQA.jsonl:1: the prompt needs" in got.err
+    (tmp_path / "GQA.jsonl").unlink()
+    pq.write_table(pa.table({"qry_text": pa.array([], pa.string())}), tmp_path / "GQA.parquet")
+    got = crem(capsys, *argv, tmp_path, "--datasets", "GQA")
+    assert got.code == 2 and "GQA.parquet has no rows" in got.err
 
 
 def test_an_embedding_that_is_not_finite_is_named_and_not_kept(model, tmp_path):

@@ -192,13 +192,14 @@ def _pace(
 def _write(study: Study, runs: Sequence, workdir: Path, steps: int) -> str:
     """The study's files from what there is; returns its Markdown."""
     from crem_jax.ablation.table import collect, markdown
+    from crem_jax.files import write_json, write_text
     from crem_jax.report.ablation import draw
 
     collected = collect(study, runs)
     text = markdown(study, collected, steps)
     base = workdir / f"table-{study.name}"
-    base.with_suffix(".md").write_text(text)
-    base.with_suffix(".json").write_text(json.dumps({**collected, "steps": steps}, indent=1) + "\n")
+    write_text(base.with_suffix(".md"), text)
+    write_json(base.with_suffix(".json"), {**collected, "steps": steps})
     if any(row["scores"] for row in collected["rows"]):
         draw(study, collected, base.with_suffix(".png"))
     return text

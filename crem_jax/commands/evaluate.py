@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from crem_jax.api import load
     from crem_jax.commands.output import print_json, print_table
     from crem_jax.evaluate.registry import evaluator
+    from crem_jax.files import write_json
 
     model = load(args.model, args.step)
     directory = Path(args.model)
@@ -39,8 +40,7 @@ def run(args: argparse.Namespace) -> None:
     scores = evaluator(name).evaluate(model)
     summary = scores | costs(directory, time.perf_counter() - since)
     out = Path(args.out) if args.out else directory / "summary.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(out, summary)
     if args.json:
         print_json(summary)
         return

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modes",
         type=lambda text: text.split(","),
+        default=["native", "compressed"],
         metavar="MODE,…",
         help="native, compressed (default: both)",
     )
@@ -48,10 +49,10 @@ def run(args: argparse.Namespace) -> None:
     from crem_jax.evaluate.comprehension.evaluate import evaluate
     from crem_jax.report.comprehension import table_of_scores, write_report
 
-    modes = args.modes or MODES
-    for mode in modes:
+    for mode in args.modes:
         if mode not in MODES:
             raise ValueError(f"--modes {mode!r} is not one of {', '.join(MODES)}")
+    modes = [mode for mode in MODES if mode in args.modes]
     model = load(args.model, args.step, dtype=args.dtype)
     name = args.name or Path(args.model).resolve().name
     out = Path(args.out) if args.out else Path(args.model) / "comprehension"

@@ -13,7 +13,8 @@ from pathlib import Path
 
 EXAMPLES = """\
   crem eval mmeb runs/crem-2b --data MMEB-eval
-  crem eval mmeb runs/crem-2b --data MMEB-eval --datasets VQA,ImageNet-1K --limit 100
+  crem eval mmeb runs/crem-2b --data MMEB-eval --datasets VQA,ImageNet-1K
+  crem eval mmeb runs/crem-2b --data MMEB-eval --limit 100 --out quick
   crem eval mmeb runs/crem-2b --data MMEB-eval --k 4 --out mmeb-k4 --cache embeddings
   crem eval mmeb runs/crem-2b --data MMEB-eval --distributed auto"""
 

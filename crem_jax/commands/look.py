@@ -9,7 +9,6 @@ figures in OUT/look.json: how much attention is on the picture at all, how evenl
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from crem_jax.api import load
     from crem_jax.commands.output import print_json, print_table
+    from crem_jax.files import write_json
     from crem_jax.looking import gaze
     from crem_jax.report.gaze import contact_sheet, save_overlays
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         "sheet": str(out / "sheet.png"),
         "models": {name: one.figures() for name, one in gazes.items()},
     }
-    (out / "look.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(out / "look.json", found)
     if args.json:
         print_json(found)
         return

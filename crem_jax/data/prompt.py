@@ -143,6 +143,25 @@ class Prompter:
             fixed=len(head) + 2 * len(grids) + len(text),
         )
 
+    def check(self, item: Item | None) -> Draft:
+        """The draft of an item that fits the model at full size.
+
+        Raises:
+          PictureError: a picture that cannot be opened. PromptError: it does not fit.
+        """
+        draft = self.draft(item)
+        self._check_length(draft, draft.grids)
+        return draft
+
+    def _check_length(self, draft: Draft, grids: Sequence[tuple[int, int]]) -> None:
+        needed = draft.fixed + sum(map(max, grids)) + self.config.num_chorus
+        if needed > self.config.text.max_positions:
+            raise PromptError(
+                f"the prompt needs {needed} positions, chorus included, more than the model's "
+                f"{self.config.text.max_positions} positions; its text begins "
+                f"{self._beginning(draft)!r}"
+            )
+
     def finish(self, draft: Draft, visual: int | None = None) -> ContextRow:
         """The row of a draft, its pictures decoded.
 
@@ -158,6 +177,7 @@ class Prompter:
         start = len(tokens)
         positions.append(text_positions(0, start))
         grids = draft.grids if visual is None else draft.shrunk(visual)
+        self._check_length(draft, grids)
         for number, (image, grid) in enumerate(zip(draft.pictures, grids, strict=True), start=1):
             patches, patch_position = self._patches(image, grid)
             pixels.append(patches)
@@ -175,12 +195,6 @@ class Prompter:
             start += 1
         tokens.extend(draft.text)
         positions.append(text_positions(start, len(draft.text)))
-        needed = start + len(draft.text) + cfg.num_chorus
-        if needed > cfg.text.max_positions:
-            raise PromptError(
-                f"the prompt needs {needed} positions, chorus included, more than the model's "
-                f"{cfg.text.max_positions} positions; its text begins {self._beginning(draft)!r}"
-            )
         values = cfg.vision.patch_values
         return ContextRow(
             tokens=np.asarray(tokens, np.int32),

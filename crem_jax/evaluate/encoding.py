@@ -77,7 +77,7 @@ def shapes_of(pool: ThreadPoolExecutor, model: Model, work: Sequence[Work]) -> l
 
     def shape(one: Work) -> Shape | str:
         try:
-            draft = model.prompter.draft(one.item)
+            draft = model.prompter.check(one.item)
         except ValueError as error:
             return f"{one.place}: {error}"
         return shape_of(draft.fixed + draft.visual, draft.visual * merge)

@@ -12,6 +12,7 @@ import numpy as np
 
 from crem_jax.data.doctor import Diagnosis, visual_tokens
 from crem_jax.data.sources.selected import write_index
+from crem_jax.report.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,11 +29,7 @@ def histograms(tokens: np.ndarray, sizes: np.ndarray, path: str | os.PathLike) -
       tokens: int64 [m, 3]: of the query, of the longest candidate, of the conversation.
       sizes: int64 [p, 2]: (width, height) of the pictures. path: the PNG to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 6, 110)
     axes = figure.subplots(2, 3)
     for column, side in enumerate(_SIDES):
         _histogram(axes[0, column], tokens[tokens[:, column] > 0, column], f"text tokens, {side}")
@@ -41,7 +38,7 @@ def histograms(tokens: np.ndarray, sizes: np.ndarray, path: str | os.PathLike) -
     _histogram(axes[1, 1], width / np.maximum(height, 1), "width / height", log=True)
     visual = np.asarray([visual_tokens(*size) for size in sizes.tolist()], np.int64)
     _histogram(axes[1, 2], visual, "visual tokens (28 px each, 4 to 1280)")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def percentiles(values: np.ndarray, at: Sequence[int] = (50, 90, 99, 100)) -> dict[str, float]:

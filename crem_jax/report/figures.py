@@ -6,6 +6,7 @@ state are not used.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -19,6 +20,7 @@ from PIL import Image
 
 from crem_jax.data.image import open_picture
 from crem_jax.data.records import Picture
+from crem_jax.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -249,5 +251,6 @@ def new_figure(width: float, height: float, dpi: int) -> Figure:
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     """Writes it as PNG."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    write_bytes(Path(path), out.getvalue())

@@ -37,8 +37,32 @@ def kind_of(name: str, questions: Sequence[Question]) -> str:
     return CHOICE
 
 
+def check(questions: Sequence[Question], kind: str) -> None:
+    """Raises RecordError, which names the index, for a row that cannot be scored."""
+    if kind == JUDGED:
+        return
+    for question in questions:
+        where, answer = f"index {question.index!r}", question.answer
+        if not answer.strip():
+            raise RecordError(f"{where} has no answer, and other rows have")
+        if kind == YES_NO:
+            _parts(question)
+            if answer not in ("Yes", "No"):
+                raise RecordError(f"{where} has the answer {answer!r}; expected Yes or No")
+        elif answer not in question.options and (kind != MMMU or question.options):
+            letters = ", ".join(question.options) or "no options"
+            raise RecordError(f"{where} has the answer {answer!r}; expected one of its {letters}")
+        if kind == CIRCULAR:
+            _group(question)
+
+
 def first(questions: Sequence[Question], kind: str, limit: int | None) -> list[Question]:
-    """The first `limit` questions, or all; one that is asked in rotations counts once."""
+    """The first `limit` questions that are scored, or all of the table.
+
+    One that is asked in rotations counts once, with all of them.
+    """
+    if kind == MMMU and limit:
+        questions = _validation(questions)
     if kind != CIRCULAR:
         return list(questions[:limit])
     groups = set(list(dict.fromkeys(map(_group, questions)))[:limit])
@@ -74,13 +98,11 @@ def score(
     """Scores as shares: "overall", what it is made of, categories, and what has to be read.
 
     Args:
-      name: of the benchmark. answers: by index, one for each question.
-
-    Raises:
-      RecordError: an index or an answer is not as the benchmark's are.
+      name: of the benchmark. questions: that `check` accepts.
+      answers: by index, one for each question.
     """
-    if kind == MMMU and any(q.columns.get("split") == "validation" for q in questions):
-        questions = [q for q in questions if q.columns["split"] == "validation"]
+    if kind == MMMU:
+        questions = _validation(questions)
     hits = {q.index: understood(q, kind, answers[q.index]) == _truth(q, kind) for q in questions}
     units = (
         _rotated(questions, hits) if kind == CIRCULAR else [(q, hits[q.index]) for q in questions]
@@ -108,6 +130,11 @@ def reads(name: str, question: Question) -> bool:
     told = f"{question.columns.get('category', '')} {question.columns.get('l2-category', '')}"
     words = set(re.findall(r"[a-z]+", told.lower()))
     return name.lower().startswith("ai2d") or bool(words & _READING)
+
+
+def _validation(questions: Sequence[Question]) -> Sequence[Question]:
+    """MMMU's rows of the split validation, which are those that count, if there are any."""
+    return [q for q in questions if q.columns.get("split") == "validation"] or questions
 
 
 def _options(question: Question, kind: str) -> Mapping[str, str]:
@@ -147,11 +174,7 @@ def _figures_and_questions(units: Sequence[tuple[Question, bool]]) -> dict[str, 
     figures: dict[tuple, list[bool]] = defaultdict(list)
     asked: dict[tuple, list[bool]] = defaultdict(list)
     for question, hit in units:
-        parts = question.index.split("_")
-        if len(parts) < 6:
-            raise RecordError(
-                f"index {question.index!r} is not of HallusionBench: expected six parts with _"
-            )
+        parts = _parts(question)
         kind = question.columns.get("l2-category", "")
         figures[kind, parts[3], parts[4]].append(hit)
         asked[kind, parts[3], parts[5]].append(hit)
@@ -161,6 +184,17 @@ def _figures_and_questions(units: Sequence[tuple[Question, bool]]) -> dict[str, 
         "qAcc": _mean(all(hits) for hits in asked.values()),
     }
     return {"overall": float(np.mean(list(found.values()))), **found}
+
+
+def _parts(question: Question) -> list[str]:
+    """Of a HallusionBench index: category, subcategory, whether there is a picture, set, figure,
+    question."""
+    parts = question.index.split("_")
+    if len(parts) < 6:
+        raise RecordError(
+            f"index {question.index!r} is not of HallusionBench: expected six parts with _"
+        )
+    return parts
 
 
 def _mean(hits: Iterable[bool]) -> float | None:

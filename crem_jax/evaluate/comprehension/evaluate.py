@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from crem_jax.data.records import RecordError
 from crem_jax.evaluate.comprehension.answering import COMPRESSED, Answers, answer_all
-from crem_jax.evaluate.comprehension.benchmarks import JUDGED, first, kind_of, score
+from crem_jax.evaluate.comprehension.benchmarks import JUDGED, check, first, kind_of, score
 from crem_jax.evaluate.comprehension.exports import check_excel, write_predictions
-from crem_jax.evaluate.comprehension.tables import read_table
+from crem_jax.evaluate.comprehension.tables import Question, read_table
 from crem_jax.evaluate.progress import Counting, quiet
 from crem_jax.files import file_digest, write_json
 
@@ -63,13 +63,12 @@ def evaluate(
         "k": k if COMPRESSED in modes else None,
         "max_new_tokens": max_new_tokens,
     }
-    read = {Path(table).stem: read_table(table) for table in tables}
+    read = {Path(table).stem: _read(Path(table)) for table in tables}
     digests = {Path(table).stem: file_digest(table).hex() for table in tables}
     if len(read) < len(tables):
         raise RecordError("two tables have the same name; a table is called like its benchmark")
     found: dict[str, Any] = {}
-    for benchmark, questions in read.items():
-        kind = kind_of(benchmark, questions)
+    for benchmark, (kind, questions) in read.items():
         questions = first(questions, kind, limit)
         answers = Answers(
             out / benchmark / "answers.jsonl", {**conditions, "table": digests[benchmark]}
@@ -97,3 +96,14 @@ def evaluate(
     result = {"model": name, **conditions, "limit": limit, "benchmarks": found}
     write_json(out / "scores.json", result)
     return result
+
+
+def _read(table: Path) -> tuple[str, list[Question]]:
+    """A table's kind and its questions."""
+    questions = read_table(table)
+    kind = kind_of(table.stem, questions)
+    try:
+        check(questions, kind)
+    except RecordError as error:
+        raise RecordError(f"{table}: {error}") from error
+    return kind, questions

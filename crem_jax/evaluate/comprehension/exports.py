@@ -36,7 +36,10 @@ def write_predictions(
     names = [*columns, "prediction"]
     files = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".tsv", ".jsonl", ".xlsx")]
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, names, delimiter="\t", lineterminator="\n")
+    # All in quotes, as VLMEvalKit writes: a lone \r would end a row.
+    writer = csv.DictWriter(
+        table, names, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL
+    )
     writer.writeheader()
     writer.writerows(rows)
     write_text(files[0], table.getvalue())
@@ -50,18 +53,26 @@ def write_predictions(
 
 def _workbook(names: Sequence[str], rows: Sequence[Mapping[str, str]]) -> bytes:
     from openpyxl import Workbook
+    from openpyxl.cell import WriteOnlyCell
 
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
-    sheet.append(list(names))
+
+    def cell(value: str | int | None) -> WriteOnlyCell:
+        made = WriteOnlyCell(sheet, value)
+        if isinstance(value, str):
+            made.data_type = "s"  # "=5" is an answer, no formula
+        return made
+
+    sheet.append([cell(name) for name in names])
     for row in rows:
-        sheet.append([_cell(name, row[name]) for name in names])
+        sheet.append([cell(_value(name, row[name])) for name in names])
     out = io.BytesIO()
     book.save(out)
     return out.getvalue()
 
 
-def _cell(name: str, value: str) -> str | int | None:
+def _value(name: str, value: str) -> str | int | None:
     if name == "index" and value.isdecimal():
         return int(value)
     return _NOT_IN_EXCEL.sub("", value)[:_CELL] or None

@@ -16,6 +16,7 @@ from pathlib import Path
 from crem_jax.data.records import RecordError
 
 _REFERENCE = 64  # characters; a shorter picture is another row's index
+_MISSING = {"nan", "NaN"}  # a hint or an option that is one is none, as pandas reads it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,18 +50,10 @@ def read_table(path: str | os.PathLike) -> list[Question]:
       RecordError: a row is not as VLMEvalKit's are. FileNotFoundError: there is no such file.
     """
     path = Path(path)
-    csv.field_size_limit(sys.maxsize)
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", restval="")
-        names = reader.fieldnames or []
-        missing = [name for name in ("index", "question") if name not in names]
-        if missing:
-            raise RecordError(f"{path} has no column {missing[0]!r}; it has {', '.join(names[:9])}")
-        rows = []
-        for row in reader:
-            if None in row:
-                raise RecordError(f"{path}:{reader.line_num} has more columns than the first line")
-            rows.append((reader.line_num, row))
+    try:
+        rows = _rows(path)
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not UTF-8: {error}") from error
     if not rows:
         raise RecordError(f"{path} has no rows")
     pictures = _pictures({row["index"]: (line, row.get("image", "")) for line, row in rows}, path)
@@ -71,9 +64,35 @@ def read_table(path: str | os.PathLike) -> list[Question]:
             raise RecordError(f"{path}:{line} has the index {row['index']!r} of an earlier row")
         seen.add(row["index"])
         columns = {_lower(name): value for name, value in row.items() if name != "image"}
+        for name in ("hint", *string.ascii_uppercase):
+            if columns.get(name, "").strip() in _MISSING:
+                columns[name] = ""
         options = {c: columns[c] for c in string.ascii_uppercase if columns.get(c, "").strip()}
         out.append(Question(row["index"], columns, pictures[row["index"]], options))
     return out
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Rows by column, each with the number of its last line."""
+    csv.field_size_limit(sys.maxsize)
+    rows = []
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t")
+        names = reader.fieldnames or []
+        missing = [name for name in ("index", "question") if name not in names]
+        if missing:
+            raise RecordError(f"{path} has no column {missing[0]!r}; it has {', '.join(names[:9])}")
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row:
+                raise RecordError(f"{where} has more columns than the first line")
+            if None in row.values():
+                there = sum(value is not None for value in row.values())
+                raise RecordError(
+                    f"{where} has {there} columns, the first line {len(names)}; is the file whole?"
+                )
+            rows.append((reader.line_num, row))
+    return rows
 
 
 def _lower(name: str) -> str:

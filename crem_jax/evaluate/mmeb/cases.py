@@ -70,7 +70,10 @@ def read_cases(
       RecordError: a row is not as MMEB's are. FileNotFoundError: the data set is not there.
     """
     root = Path(root)
-    rows = open_rows(subset_files(root, dataset.name, SPLIT), COLUMNS)
+    files = subset_files(root, dataset.name, SPLIT)
+    rows = open_rows(files, COLUMNS)
+    if not len(rows):
+        raise RecordError(f"{files[0]} has no rows")
     strip, base = picture_layout(rows, root, image_root, (COLUMNS[1], COLUMNS[3]))
     reader = _Reader(rows, base, strip)
     for number in range(len(rows) if limit is None else min(limit, len(rows))):

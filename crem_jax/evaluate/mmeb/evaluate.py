@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,17 @@ from crem_jax import distributed
 from crem_jax.evaluate.embedding_cache import ContentKeys, EmbeddingCache
 from crem_jax.evaluate.encoding import Work, encode_missing
 from crem_jax.evaluate.mmeb.cases import Cases, read_cases
-from crem_jax.evaluate.mmeb.datasets import Dataset
+from crem_jax.evaluate.mmeb.datasets import DATASETS, Dataset
 from crem_jax.evaluate.mmeb.layouts import write_leaderboard, write_score
 from crem_jax.evaluate.mmeb.scoring import rank
-from crem_jax.evaluate.mmeb.summary import Score, score, to_json
+from crem_jax.evaluate.mmeb.summary import Score, from_json, score, to_json
 from crem_jax.evaluate.progress import Counting, quiet
 from crem_jax.files import write_json
 
 if TYPE_CHECKING:
     from crem_jax.api import Model
 
+SCORES = "scores.json"
 _PATIENCE = 72  # hours that processes wait for the slowest one
 
 
@@ -46,6 +48,7 @@ def evaluate(
     """Measures a model, and writes scores.json, leaderboard.json and the files of both layouts.
 
     Several processes (`distributed.start`) share the encoding; `cache` must be a folder of all.
+    Scores of other data sets that are in `out` already, measured in the same way, stay.
 
     Args:
       name: of the model. root: the folder of the data sets (`cases.read_cases`).
@@ -57,44 +60,64 @@ def evaluate(
       The scores, of process 0, and the conditions by name.
 
     Raises:
-      ValueError, OSError: the data or the model cannot be used.
+      ValueError, OSError: the data or the model cannot be used, or `out` has scores that were
+        measured in another way.
     """
+    out = Path(out)
     model.check_finding(k, dim)
+    k, width = k or model.config.num_chorus, model.config.text.hidden_size
+    conditions = {
+        "fingerprint": model.fingerprint,
+        "k": k,
+        "dim": dim or width,
+        "dtype": model.config.dtype,
+        "limit": limit,
+    }
+    earlier = _earlier(out / SCORES, conditions, datasets)
     cases = [read_cases(dataset, root, image_root, limit) for dataset in datasets]
     keys = _keys(cases, root, workers)
     work: dict[bytes, Work] = {}
     for one, own in zip(cases, keys, strict=True):
         for key, item, place in zip(own, one.items, one.places, strict=True):
             work.setdefault(key, Work(item, f"{one.dataset.name}: {place}"))
-    k = k or model.config.num_chorus
-    width = model.config.text.hidden_size
     store = EmbeddingCache(cache, f"{model.fingerprint}-k{k}-{model.config.dtype}", width)
     found = sum(key in store for key in work)
     share = distributed.share()
     encode_missing(model, work, store, k=k, share=share, workers=workers, counting=counting)
     about = {
         "model": name,
-        "fingerprint": model.fingerprint,
         "parameters": model.num_parameters,
-        "k": k,
-        "dim": dim or width,
-        "dtype": model.config.dtype,
-        "limit": limit,
+        **conditions,
         "items": len(work),
         "embeddings found in the cache": found,
         "embeddings made": len(work) - found,
     }
-    scores: list[Score] = []
+    scores = list(earlier)
     distributed.meet(hours=_PATIENCE)
     if distributed.is_main():
         store.refresh()
         for one, own in zip(cases, keys, strict=True):
-            scores.append(_scored(one, own, store, dim, Path(out)))
-        write_json(Path(out) / "scores.json", to_json(scores, about))
-        write_leaderboard(Path(out), scores, _metadata(model, name, dim or width))
+            scores.append(_scored(one, own, store, dim, out))
+        scores.sort(key=lambda score: DATASETS.index(score.dataset))
+        write_json(out / SCORES, to_json(scores, about))
+        write_leaderboard(out, scores, _metadata(model, name, dim or width))
         store.tidy()
     distributed.meet(hours=_PATIENCE)
     return scores, about
+
+
+def _earlier(path: Path, conditions: Mapping[str, Any], datasets: Sequence[Dataset]) -> list[Score]:
+    """The scores of other data sets in a file."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    for name, value in conditions.items():
+        if found[name] != value:
+            raise ValueError(
+                f"{path} has scores of {name} {found[name]}, not {value}: give another --out "
+                "(and --cache, to share embeddings), or delete it"
+            )
+    return [score for score in from_json(found) if score.dataset not in datasets]
 
 
 def _keys(cases: Sequence[Cases], root: str | os.PathLike, workers: int) -> list[list[bytes]]:

@@ -102,6 +102,25 @@ def warnings(scores: Sequence[Score], limit: int | None = None) -> list[str]:
     return out
 
 
+def from_json(found: Mapping[str, Any]) -> list[Score]:
+    """The scores of what `to_json` gave."""
+    known = {dataset.name: dataset for dataset in DATASETS}
+    scores = []
+    for name, one in found["datasets"].items():
+        scores.append(
+            Score(
+                dataset=known[name],
+                measures={key: value for key, value in one.items() if "@" in key},
+                queries=one["num_pred"],
+                rows=one["num_data"],
+                ties=one["ties"],
+                chance=one["chance"],
+                left_out=one["left_out"],
+            )
+        )
+    return scores
+
+
 def to_json(scores: Sequence[Score], about: Mapping[str, Any]) -> dict[str, Any]:
     """One JSON object of everything."""
     return {
