@@ -73,6 +73,16 @@ def test_exif_rotation_is_applied(orientation):
     np.testing.assert_array_equal(np.asarray(open_picture(once)), upright)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_in_a_header_is_that_of_the_upright_picture(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = _encoded(Image.new("RGB", (40, 20), RED), kind, exif=exif)
+    prepared, size = peek(encoded)
+    assert size == open_picture(prepared).size[::-1] == open_picture(encoded).size[::-1]
+
+
 def test_damaged_exif_does_not_spoil_the_picture():
     encoded = _encoded(Image.new("RGB", (3, 2), RED), "PNG", exif=b"Exif\0\0no such thing")
     assert _pixel(encoded) == RED

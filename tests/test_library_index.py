@@ -177,6 +177,13 @@ def test_jsonl_ids_texts_and_metadata_are_kept(model, photos, tmp_path):
     assert [hit.entry.id for hit in hits] == ["one"]
 
 
+def test_a_name_that_is_not_utf8_is_named_and_left_out(model, photos, tmp_path):
+    draw(photos / "caf\udce9.png", 9)
+    lib, done = make(model, photos, tmp_path / "lib")
+    assert ids(lib) == NAMES and (tmp_path / "lib").exists()
+    assert any(r"caf\udce9.png: the name is not UTF-8" in reason for _, reason in done.skipped)
+
+
 def test_another_models_questions_are_refused(model, photos, tmp_path):
     lib, _ = make(model, photos, tmp_path / "lib")
     params = jax.tree.map(lambda x: x * 1.01, model.params)

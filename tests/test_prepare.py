@@ -21,6 +21,7 @@ from crem_jax.data.picture_files import file_bytes
 from crem_jax.data.records import Item, RecordError
 from crem_jax.data.registry import make_source
 from crem_jax.data.sources.emoji import DATA_DIR, load_emoji
+from crem_jax.data.sources.feature_map import FeatureMap
 
 
 def synthetic(root: Path, records: int, pictures: int = 50) -> Path:
@@ -37,6 +38,7 @@ def synthetic(root: Path, records: int, pictures: int = 50) -> Path:
                 "text": [f"caption {i}", f"other caption {i}"],
                 "negatives": [{"image": f"pictures/{(i + 1) % pictures}.jpg", "text": "no"}],
                 "turns": [["what?", f"number {i}"]],
+                "metadata": {"number": i, "name": "Größe"},
             }
             if i % 100 == 7:
                 row["image"] = "pictures/none.jpg"
@@ -63,6 +65,7 @@ def test_prepared_records_are_the_records_and_know_their_hashes(tmp_path, capsys
         got = prepared.read(index)
         want = original.read(index + (index > 6) + (index > 105))
         assert (got.id, got.source, got.turns) == (want.id, want.source, want.turns)
+        assert got.metadata == want.metadata and want.metadata["name"] == "Größe"
         assert len(got.positives) == 2 and len(got.negatives) == 1
         pairs = zip(
             (got.query, *got.positives, *got.negatives),
@@ -166,6 +169,8 @@ def test_other_work_is_not_mixed_in(tmp_path, capsys):
     refused = crem(capsys, "prepare", path, tmp_path / "full")
     assert refused.code == 2 and "exists already; expected a new or empty directory" in refused.err
     path.touch()
+    refused = crem(capsys, "prepare", path, out)
+    assert refused.code == 2 and f"have changed since {out} was prepared" in refused.err
     (tmp_path / "new.partial").mkdir()
     values = {**json.loads((out / "prepared.json").read_text())["plan"], "stamp": [1, 2]}
     (tmp_path / "new.partial" / "plan.json").write_text(json.dumps(values))
@@ -257,6 +262,26 @@ def test_coco_captions_and_any_other_feature_map_make_records(captions):
     assert (len(other), record.query.text) == (2, "find the dog")
     assert len(record.positives) == 1 and record.positives[0].images
     assert record.turns == (("which dog?", "a 10 of dog"),)
+
+
+def test_questions_keep_their_own_answers(monkeypatch, captions):
+    features = dict(query_image="image", question="{captions/id}", answer="{captions/text}")
+    source = make_source("tfds", {"path": captions, "features": features})
+    assert source.record(1).turns == (("0", "a 10"), ("1", "a 11"), ("2", "a 12"))
+    values = FeatureMap._values
+
+    def one_blank(self, example, name, where):
+        return ["" if text == "a 11" else text for text in values(self, example, name, where)]
+
+    monkeypatch.setattr(FeatureMap, "_values", one_blank)
+    assert source.record(1).turns == (("0", "a 10"), ("2", "a 12"))
+
+    def one_less(self, example, name, where):
+        return values(self, example, name, where)[: 2 if name == "captions/id" else 3]
+
+    monkeypatch.setattr(FeatureMap, "_values", one_less)
+    with pytest.raises(RecordError, match="has 2 questions and 3 answers"):
+        source.record(1)
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,9 @@ def test_ask_answers_from_stored_memories(http, model, photos):
         ("width > 1 OR " * 400 + "true", "expected at most 2000"),
         ("text = '\0'", "NUL"),
         ("true; DROP TABLE entries", "';'"),
+        ("length(repeat/**/('a', 100000000)) = 1", "'/*'"),
+        ("length(repeat--\n('a', 100000000)) = 1", "'--'"),
+        ("text = $$x$$", "'$'"),
     ],
 )
 def test_conditions_that_could_harm_are_refused(http, where, complaint):

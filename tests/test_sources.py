@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from crem_jax.data.folders import pictures_in
 from crem_jax.data.records import Item, Record
 from crem_jax.data.registry import make_source, make_sources
 from crem_jax.data.sources.mmeb import VLM2VEC_V2_CAPS
@@ -144,6 +146,15 @@ def test_a_folder_of_pictures_has_its_texts_beside_them(root):
     assert [p.text for p in odd.positives] == ["odd", "queer"]
     refuses(source, 1, str(root / "sub/bad.json"), "has a query of its own")
     refuses(source, 3, "red_dog-2.jpg: has neither a .json nor a .txt beside it")
+    os.symlink(root / "sub", root / "again")
+    os.symlink(root, root / "sub" / "up")
+    elsewhere = root.with_name(f"{root.name}-elsewhere") / "deep"
+    elsewhere.mkdir(parents=True)
+    Image.new("RGB", (20, 16)).save(elsewhere / "far.png")
+    os.symlink(elsewhere.parent, root / "linked")
+    paths = [path.relative_to(root).as_posix() for path in pictures_in(root)]
+    assert paths == ["cat.png", "linked/deep/far.png", *sorted(p for p in paths if "sub/" in p)]
+    (root / "linked").unlink()
     named = make_source("folder", {"path": root, "name_as_text": True})
     assert named.record(3).positives[0].text == "red dog 2"
 

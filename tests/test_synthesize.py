@@ -14,6 +14,7 @@ import pytest
 from cli_runner import crem
 from PIL import Image
 
+from crem_jax.data.image import PictureError
 from crem_jax.data.qa_pairs import Task, filtered, parse_pairs
 from crem_jax.data.records import Item, Record
 from crem_jax.data.sources.jsonl import JsonlRecords
@@ -86,6 +87,7 @@ def pairs(tmp_path) -> Path:
     for i in range(5):
         Image.new("RGB", (40 + i, 30), (i, 90, 200)).save(tmp_path / f"{i}.png")
         lines.append({"id": f"r{i}", "image": f"{i}.png", "text": f"caption number {i}"})
+        lines[-1]["metadata"] = {"price": i}
     lines[4] = {"id": "r4", "query": {"images": ["3.png", "4.png"], "text": "Compare."}}
     lines[4]["positives"] = ["caption number 4"]
     path = tmp_path / "pairs.jsonl"
@@ -107,6 +109,7 @@ def test_pairs_go_beside_what_the_record_had_and_the_pipeline_reads_them(serve, 
     before, after = records(pairs), records(out)
     for old, new in zip(before, after, strict=True):
         assert new.id == old.id and new.query.text == old.query.text
+        assert new.metadata == old.metadata
         assert [item.text for item in new.positives] == [item.text for item in old.positives]
         assert [
             Path(a).samefile(b) for a, b in zip(new.query.images, old.query.images, strict=True)
@@ -226,6 +229,14 @@ def test_what_the_teacher_fails_on_is_left_for_the_next_run(pairs):
             Scripted(lambda r: TeacherError("busy")),
             Task(),
         )
+
+
+def test_pictures_that_cannot_be_read_are_counted_and_never_end_the_run(pairs):
+    out = pairs.parent / "qa.jsonl"
+    blind = Scripted(lambda r: PictureError("a.png: cut off") if "number 3" not in r.text else GOOD)
+    report = synthesize(JsonlRecords(pairs), out, blind, Task(), batch=1)
+    assert (report.written, report.unreadable, report.failed) == (1, 4, 0)
+    assert synthesize(JsonlRecords(pairs), out, Scripted(), Task(), batch=2).written == 4
 
 
 def test_a_record_without_a_good_pair_is_rejected_once_with_the_reasons(pairs):

@@ -50,7 +50,8 @@ def peek(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> tuple[Picture, tu
         if not isinstance(picture, Image.Image):
             picture = _open_encoded(picture, name)
             picture.filename = name
-        turned = _orientation(picture, header=True) in _SIDEWAYS
+        # Pillow gives the upright size of a TIFF, and the stored one of all other formats.
+        turned = picture.format != "TIFF" and _orientation(picture, header=True) in _SIDEWAYS
         size = picture.size if turned else picture.size[::-1]
     _check_size(*size, name, max_pixels)
     return picture, size

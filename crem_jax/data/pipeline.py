@@ -20,7 +20,7 @@ from crem_jax.data.filling import Filling, Taken
 from crem_jax.data.mixture import Mixture, Place
 from crem_jax.data.prompt import Prompter
 from crem_jax.data.records import Record
-from crem_jax.data.worker import end_with_parent
+from crem_jax.data.worker import allow_open_files, end_with_parent
 from crem_jax.types import Batch
 
 ATTEMPTS = 4
@@ -167,6 +167,7 @@ class Stream:
         self, steps: int, first: int = 0, workers: int = 0, threads: int = 2
     ) -> grain.IterDataset:
         """`make` of the steps first, first + 1, … by grain, ahead of their use."""
+        allow_open_files()
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         numbers = grain.MapDataset.range(first, max(first, steps))
         dataset = numbers.map(self.make).to_iter_dataset(options)
@@ -179,6 +180,7 @@ class Stream:
 
 def _in_worker(*arguments) -> Stream:
     end_with_parent()
+    allow_open_files()
     return Stream(*arguments)
 
 

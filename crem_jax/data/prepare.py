@@ -76,20 +76,27 @@ def prepare(
 
     Args:
       workers: processes. max_bad: the share of records that may be skipped.
-      stamp: JSON that changes when the files of the source do; work on others is not continued.
+      stamp: JSON that changes when the files of the source do; work on others is neither continued
+        nor taken for done.
       progress: told how many records more are done, those of an earlier run included.
 
     Raises:
-      FileExistsError: `out` is something else, or unfinished work of another plan.
+      FileExistsError: `out` is something else, or work of another plan or on other files.
       ValueError: too many records cannot be used, or one takes a worker down.
     """
     out = Path(out)
     partial = out.with_name(f"{out.name}.partial")
     if (out / PLAN_FILE).is_file():
-        if json.loads((out / PLAN_FILE).read_text(encoding="utf-8"))["plan"] != _values(plan):
+        done = json.loads((out / PLAN_FILE).read_text(encoding="utf-8"))
+        if done["plan"] != _values(plan):
             raise FileExistsError(f"{out} holds a data set prepared otherwise (see {PLAN_FILE})")
+        if done.get("stamp", stamp) != stamp:
+            raise FileExistsError(
+                f"the files of {plan.source} have changed since {out} was prepared from them; "
+                "remove it, or give another directory"
+            )
         shutil.rmtree(partial, ignore_errors=True)
-        return _done(json.loads((out / PLAN_FILE).read_text(encoding="utf-8")), out)
+        return _done(done, out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists already; expected a new or empty directory")
     (partial / "data").mkdir(parents=True, exist_ok=True)
@@ -107,7 +114,7 @@ def prepare(
                     "which one it was, and its index leaves it out"
                 )
             progress(message)
-        _finish(plan, partial, max_bad)
+        _finish(plan, partial, max_bad, stamp)
         if out.exists():
             out.rmdir()
         os.rename(partial / "data", out)
@@ -164,7 +171,7 @@ class _WriteShard:
         )
 
 
-def _finish(plan: Plan, partial: Path, max_bad: float) -> None:
+def _finish(plan: Plan, partial: Path, max_bad: float, stamp: Any) -> None:
     """Writes what belongs beside the shards."""
     data = partial / "data"
     notes = [json.loads(_note(partial, i).read_text(encoding="utf-8")) for i in range(plan.shards)]
@@ -179,7 +186,7 @@ def _finish(plan: Plan, partial: Path, max_bad: float) -> None:
     write_info(data, plan.split, lengths, size)
     lines = "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in skipped)
     (data / SKIPPED_FILE).write_text(lines, encoding="utf-8")
-    value = {"plan": _values(plan), "written": sum(lengths), "bytes": size}
+    value = {"plan": _values(plan), "stamp": stamp, "written": sum(lengths), "bytes": size}
     (data / PLAN_FILE).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ A record's items are its query, its positives, then its negatives.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ LAYOUT = {
     "pictures": "of all items in order: encoded files",
     "positives": "how many of the items after the query are positives; the rest are negatives",
     "turns": "question, answer, question, answer, …",
+    "metadata": "JSON",
 }
 """feature: what it holds."""
+
+LATER = {"metadata"}
+"""Features that data sets of earlier versions lack."""
 
 
 def layout_features() -> Any:
@@ -42,6 +47,7 @@ def layout_features() -> Any:
         "pictures": many(encoded),
         "positives": np.int64,
         "turns": many(tfds.features.Text()),
+        "metadata": tfds.features.Text(),
     }
     return tfds.features.FeaturesDict({name: kinds[name] for name in LAYOUT})
 
@@ -96,6 +102,7 @@ def encode_record(record: Record) -> bytes:
         "source": [record.source],
         "texts": [item.text for item in items],
         "turns": [part for turn in record.turns for part in turn],
+        "metadata": [json.dumps(record.metadata, ensure_ascii=False, sort_keys=True)],
     }
     for name, values in texts.items():
         feature[name].bytes_list.value.extend(value.encode() for value in values)
@@ -131,6 +138,7 @@ def decode_record(data: bytes, where: str) -> Record:
             items.append(Item(text, images, content % (1 << 64)))
             first += count
         (positives,) = numbers["positives"]
+        (metadata,) = raw["metadata"] or [b"{}"]
         return Record(
             id=name.decode(),
             query=items[0],
@@ -138,6 +146,7 @@ def decode_record(data: bytes, where: str) -> Record:
             negatives=tuple(items[1 + positives :]),
             turns=tuple(zip(turns[::2], turns[1::2], strict=True)),
             source=source.decode(),
+            metadata=json.loads(metadata),
         )
     except (DecodeError, ValueError, IndexError) as error:
         raise RecordError(f"{where}: is damaged: {error}") from error

@@ -88,13 +88,10 @@ def describe(kind: str, arguments: dict[str, Any]) -> str:
     return f"{kind}:" + ",".join(f"{key}={value}" for key, value in arguments.items())
 
 
-def stamp(arguments: dict[str, Any]) -> list[int] | None:
-    """Size and time of what is at the source's path: another when the file is."""
-    path = arguments.get("path")
-    if path is None:
-        return None
-    about = os.stat(path)
-    return [about.st_size, about.st_mtime_ns]
+def stamp(arguments: dict[str, Any]) -> list[list[int]]:
+    """Size and time of what is at the source's path and of its index: others when they are."""
+    paths = [arguments[key] for key in ("path", "index") if arguments.get(key)]
+    return [[about.st_size, about.st_mtime_ns] for about in map(os.stat, paths)]
 
 
 def _first_keys(file: Path) -> set[str]:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from crem_jax.data.image import open_picture
+from crem_jax.data.image import PictureError, open_picture
 from crem_jax.data.qa_pairs import Task, Turn, filtered, told
 from crem_jax.data.records import Item, Picture, Record
 from crem_jax.data.teachers import Teacher
@@ -79,7 +79,10 @@ def synthesize(
                 got = [next(answers) for _ in each]
                 errors = [one for one in got if isinstance(one, Exception)]
                 if errors:
-                    failed += 1
+                    if any(isinstance(error, PictureError) for error in errors):
+                        report.unreadable += 1
+                    else:
+                        failed += 1
                     report.last_error = f"record {record.id!r}: {errors[0]}"
                     continue
                 asked = "" if task.questions else told(each[0].text, record)
@@ -164,6 +167,7 @@ class _Output:
             items = [self._item(item) for item in getattr(record, key)]
             line |= {key: items} if items else {}
         line["turns"] = [{"question": q, "answer": a} for q, a in (*record.turns, *turns)]
+        line |= {"metadata": dict(record.metadata)} if record.metadata else {}
         self._put(0, line)
 
     def reject(self, record: Record, reasons: Sequence[str], answers: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import resource
 import threading
 
 
@@ -24,3 +25,13 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def allow_open_files() -> None:
+    """Raises this process's limit of open files as far as it may.
+
+    A batch has all its pictures open between their headers and their pixels; the usual limit of
+    1,024 is for programs that `select`.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -90,6 +90,12 @@ class Contents:
         text = next((item.text for item in record.positives if item.text), "")
         files = [i for i in record.query.images if isinstance(i, str | os.PathLike)]
         name = f"{self._prefix}{record.id}"
+        for told in (name, *map(os.fspath, files)):
+            try:
+                told.encode()
+            except UnicodeEncodeError as error:
+                shown = told.encode(errors="backslashreplace").decode()
+                raise ThingError("", f"{shown}: the name is not UTF-8") from error
         try:
             pictures = tuple(map(_read, record.query.images))
         except OSError as error:

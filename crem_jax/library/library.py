@@ -258,7 +258,7 @@ def open(place: str | os.PathLike) -> Library:
     if about.vectors:
         entries = _milvus().MilvusEntries(about)
     else:
-        entries = lance.LanceEntries(db, about, _cache(place))
+        entries = lance.LanceEntries(db, about, _cache(place, about.id))
     return Library(about, entries, lance.LanceMemories(db))
 
 
@@ -320,10 +320,14 @@ def _absolute(vectors: str) -> str:
     return os.path.abspath(vectors) if vectors and "://" not in vectors else vectors
 
 
-def _cache(place: str | os.PathLike) -> Path:
-    """Where derived indexes lie: in a local library, or in the user's cache for a remote one."""
+def _cache(place: str | os.PathLike, library: str) -> Path:
+    """Where derived indexes lie: in a local library, or in the user's cache for a remote one.
+
+    Args:
+      library: its id. Another one that is made at the same place finds nothing of the old one.
+    """
     if "://" not in os.fspath(place):
         return Path(place) / "ann"
-    name = hashlib.blake2b(os.fspath(place).encode(), digest_size=8).hexdigest()
+    name = hashlib.blake2b(f"{os.fspath(place)} {library}".encode(), digest_size=8).hexdigest()
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "crem_jax" / name

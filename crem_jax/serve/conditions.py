@@ -24,7 +24,11 @@ _FUNCTIONS = {
     *("regexp_like", "regexp_match"),
 }
 
-_TOKENS = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"\\]|\\.)*\"|[A-Za-z_]\w*|[\[(]|[\])]|\S", re.DOTALL)
+_REFUSED = {"`", ";", "$", "--", "/*"}  # comments would hide what is called
+
+_TOKENS = re.compile(
+    r"'(?:[^']|'')*'|\"(?:[^\"\\]|\\.)*\"|[A-Za-z_]\w*|[\[(]|[\])]|--|/\*|\S", re.DOTALL
+)
 
 
 def check_condition(where: str) -> None:
@@ -39,7 +43,7 @@ def check_condition(where: str) -> None:
         run = run + 1 if token in "-+~!" or token.lower() == "not" else 0
         if depth > DEEPEST or run > DEEPEST:
             raise _refused(f"is nested more than {DEEPEST} deep")
-        if token == "`" or token == ";":
+        if token in _REFUSED:
             raise _refused(f"has a {token!r}")
         if token == "(":
             name = before.lower()

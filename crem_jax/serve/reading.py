@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import os
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from crem_jax.serve.remote import Fetcher
 Pictures = Sequence[tuple[str, str]]
 """(where in the request, URL) of each picture."""
 
+_REMOTE = 8  # items whose remote pictures are held at once, of all requests together
 _CHARACTERS = 16  # of a text, for each position of the model: more cannot fit
 
 
@@ -37,6 +40,7 @@ class Reader:
         # Texts of strangers are not remembered.
         model.prompter = Prompter(model.config, model.tokenizer, known_texts=0)
         self._model, self._limits, self._fetcher = model, limits, fetcher
+        self._remote = asyncio.Semaphore(_REMOTE)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "crem-read")
 
     def close(self) -> None:
@@ -45,16 +49,18 @@ class Reader:
 
     async def row(self, text: str, pictures: Pictures) -> ContextRow:
         """What is embedded."""
-        item = await self._item(text, pictures)
-        return await in_thread(self._threads, self._model.prepare, item)
+        async with self._room(pictures):
+            item = await self._item(text, pictures)
+            return await in_thread(self._threads, self._model.prepare, item)
 
     async def conversation(
         self, text: str, pictures: Pictures, turns: Sequence[tuple[str, str]]
     ) -> tuple[ContextRow, np.ndarray]:
         """What is answered: the pictures, and the tokens of the turns and the question."""
         self._check(" ".join(itertools.chain(*turns)))
-        item = await self._item(text, pictures)
-        return await in_thread(self._threads, self._model.prepare_question, item, turns)
+        async with self._room(pictures):
+            item = await self._item(text, pictures)
+            return await in_thread(self._threads, self._model.prepare_question, item, turns)
 
     async def question(self, text: str) -> np.ndarray:
         """The tokens of a question by itself."""
@@ -68,8 +74,16 @@ class Reader:
             raise ApiError(400, message, code="too_many_images")
         return {"text": text, "images": [await self._picture(*picture) for picture in pictures]}
 
+    def _room(self, pictures: Pictures) -> contextlib.AbstractAsyncContextManager:
+        """Waits until there is room for an item's pictures, if they have to be fetched.
+
+        What comes with a request is counted when it is received; what it names is not.
+        """
+        remote = any(_is_remote(url) for _, url in pictures)
+        return self._remote if remote else contextlib.nullcontext()
+
     async def _picture(self, where: str, url: str) -> Image.Image:
-        if not url[:8].lower().startswith(("http://", "https://")):
+        if not _is_remote(url):
             data = await in_thread(self._threads, decode_data_uri, url, where)
         elif self._fetcher is None:
             message = f"{where}: this server fetches no URLs; send a data URI"
@@ -82,3 +96,7 @@ class Reader:
         most = _CHARACTERS * self._model.config.text.max_positions
         if len(text) > most:
             raise ApiError(400, f"a text of {len(text)} characters; expected at most {most}")
+
+
+def _is_remote(url: str) -> bool:
+    return url[:8].lower().startswith(("http://", "https://"))

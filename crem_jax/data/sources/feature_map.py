@@ -62,6 +62,13 @@ class FeatureMap:
         except Exception as error:  # those of tfds have no type of their own
             raise RecordError(f"{where}: is damaged: {error}") from error
         texts = {key: self._texts(key, example, where) for key in TEXTS if key in self.map}
+        asked, answered = texts.get("question", [""]), texts.get("answer", [])
+        if len(asked) == 1:
+            answered = [text for text in answered if text][:1]
+        if len(asked) != len(answered) and answered:
+            raise RecordError(f"{where} has {len(asked)} questions and {len(answered)} answers")
+        turns = tuple(pair for pair in zip(asked, answered, strict=False) if pair[1])
+        texts = {key: [text for text in values if text] for key, values in texts.items()}
         images = {key: self._images(key, example, where) for key in IMAGES if key in self.map}
 
         def items(side: str) -> tuple[Item, ...]:
@@ -83,7 +90,6 @@ class FeatureMap:
             )
 
         query, positives = items("query"), items("positive")
-        turns = tuple(zip(texts.get("question", [""]), texts.get("answer", []), strict=False))
         if len(query) != 1:
             raise RecordError(f"{where} has {len(query)} queries; expected one")
         if not positives and not turns:
@@ -121,7 +127,7 @@ class FeatureMap:
         for i in range(next(iter(counts), 1)):
             values = {name: col[i if len(col) > 1 else 0] for name, col in columns.items()}
             texts.append(string.Formatter().vformat(template, (), values).strip())
-        return [text for text in texts if text]
+        return texts
 
     def _values(self, example: Mapping[str, Any], name: str, where: str) -> list[str]:
         """The values of a feature as texts, labels by name."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from crem_jax.data.prepared import LAYOUT, decode_record
+from crem_jax.data.prepared import LATER, LAYOUT, decode_record
 from crem_jax.data.records import Record, RecordError
 from crem_jax.data.sources.base import FileSource
 from crem_jax.data.sources.feature_map import FeatureMap
@@ -41,7 +41,7 @@ class TfdsRecords(FileSource):
                 "TensorFlow to be read (`tfds convert_format` makes it)"
             )
         mapped = None if features is None else self._mapped  # raises for what does not fit
-        if mapped is None and set(info.features) != set(LAYOUT):
+        if mapped is None and set(info.features) | LATER != set(LAYOUT):
             raise ValueError(
                 f"{self._path} needs `features`, which say what of a record is in which of its "
                 f"features: {', '.join(sorted(info.features))}"
