@@ -173,6 +173,11 @@ def test_jsonl_ids_texts_and_metadata_are_kept(model, photos, tmp_path):
     assert ids(lib) == ["one", "two"] and lib.get(["two"])[0].text == "only words"
     reasons = [reason for _, reason in done.skipped]
     assert "'two' was given before" in reasons[0] and "none.png" in reasons[1]
+    plain = photos / "plain.jsonl"
+    plain.write_text(json.dumps({"image": "a.png"}))
+    for path in (plain, os.path.relpath(plain)):
+        index(model, lib, Contents(str(path)))
+    assert ids(lib) == ["one", "plain.jsonl:1", "two"]
     hits = lib.find(model, "words", where="json_get_int(metadata, 'price') > 4")
     assert [hit.entry.id for hit in hits] == ["one"]
 

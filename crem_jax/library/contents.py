@@ -89,7 +89,9 @@ class Contents:
         record = self._source.record(index, None)
         text = next((item.text for item in record.positives if item.text), "")
         files = [i for i in record.query.images if isinstance(i, str | os.PathLike)]
-        name = f"{self._prefix}{record.id}"
+        # A record without an id is named after its place: the same from wherever that is seen.
+        own = record.id if record.id != self.where(index) else os.path.basename(record.id)
+        name = f"{self._prefix}{own}"
         for told in (name, *map(os.fspath, files)):
             try:
                 told.encode()
