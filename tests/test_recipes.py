@@ -90,6 +90,12 @@ def leaves(state, paths):
         (["--config.loss.cache_vision=True"], "needs a frozen vision tower"),
         (["--config.loss.dims=(8,100)"], r"loss\.dims: 100 is not in 1\.\.64"),
         (["--config.loss.elastic=0.0"], r"loss\.dims needs loss\.elastic above 0"),
+        (["--config.loss.p_compressed=2.0"], r"loss\.p_compressed = 2\.0 is not in 0\.\.1"),
+        (["--config.model.num_chorus=0"], r"loss\.retrieval = 1\.0 and .*model\.num_chorus = 0"),
+        (
+            ["--config.model.num_chorus=0", "--config.loss.retrieval=0.0"],
+            r"loss\.p_compressed = 0\.5 must be 0",
+        ),
         (["--config.optim.frozen_dtype=float16"], "is not one of float32, bfloat16"),
     ],
 )
