@@ -133,6 +133,13 @@ def test_an_unknown_option_is_refused_and_the_known_ones_are_named():
         objective("qwen2_vl_2b.py:tiny")
 
 
+@pytest.mark.parametrize("option", ["", ":smoke"])
+@pytest.mark.parametrize("name", ["emoji.py", "mixture.py", "own.py", "qwen2_vl_2b.py"])
+def test_a_recipe_saves_at_least_as_often_as_it_evaluates(name, option):
+    config = read_recipe(f"{CONFIGS / name}{option}")
+    assert config.checkpoint_every <= config.eval_every <= config.steps
+
+
 def test_a_config_may_import_its_neighbours_and_leaves_nothing_behind(tmp_path):
     for number in (1, 2):
         folder = tmp_path / str(number)
