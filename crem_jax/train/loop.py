@@ -56,6 +56,7 @@ def train(
     Raises:
       ValueError: the config makes no sense, or `workdir` holds a run of another config.
       OSError: `workdir` cannot hold the run.
+      WriteFailed: it could, and what the run made could not be written.
       Preempted: SIGTERM came, and the run has saved.
       Diverged: `config.max_nonfinite` steps in a row were not finite.
     """
@@ -134,7 +135,7 @@ def train(
                 values = means(fetched) | {"skipped_steps": skipped} | stream.stats() | meter.read()
                 log.write(step, values)
                 progress.show(step, values)
-                run.push(now=False)
+                run.push(now=False, must=False)
 
             scores = {}
             if evaluate and (last or (step % config.eval_every == 0 and not stop)):
@@ -148,7 +149,7 @@ def train(
             if step % save_every == 0 or (scores and best_metric) or last or stop:
                 named = not best_metric or best_metric in scores
                 checkpointer.save(step, state, stream, scores if named else None)
-                run.push()
+                run.push(must=False)
                 if scores and not named:
                     checkpointer.close()
                     raise ConfigError(
