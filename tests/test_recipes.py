@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -19,6 +20,7 @@ from crem_jax.flops import Flops, training_passes
 from crem_jax.mesh import AXES
 from crem_jax.model import crem
 from crem_jax.train import layout
+from crem_jax.train.joint import LossConfig
 from crem_jax.train.optim import make_optimizer
 from crem_jax.train.parameters import parameter_table
 from crem_jax.train.setup import make_objective
@@ -43,6 +45,13 @@ def test_a_recipe_has_the_published_number_of_parameters(name, parameters):
 
 def trained(parts) -> set[str]:
     return {path for path, rate in parts.rates.items() if rate}
+
+
+def test_a_recipe_names_every_key_of_the_loss_so_that_no_default_decides():
+    config = read_recipe(str(CONFIGS / "qwen2_vl_2b.py"))
+    names = {field.name for field in dataclasses.fields(LossConfig)}
+    assert names - set(config.loss) == {"temperature"}  # that of the model, which is named
+    assert "temperature" in config.model
 
 
 def test_what_the_options_train():
