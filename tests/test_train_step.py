@@ -321,7 +321,7 @@ def test_warm_up_rises_to_the_rate_and_decay_ends_at_its_share():
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_its_number(params, batch):
-    broken = dataclasses.replace(PLAIN, temperature=0.0, generation=0.0)
+    broken = dataclasses.replace(PLAIN, temperature=1e-45, generation=0.0)
     history, state = trained(params, batch, 2, broken)
     assert [metrics["finite"] for metrics in history] == [0, 0]
     assert state.step == 2
