@@ -132,6 +132,7 @@ def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
         generation=1.0,
         p_compressed=0.5,
         elastic=0.5,
+        elastic_k="halves",
         dims=(256, 512, 1024),
         learn_temperature=False,
         symmetric=False,

@@ -16,7 +16,7 @@ from crem_jax.data.sources.emoji import DATA_DIR
 def get_config(arg: str = "") -> ConfigDict:
     config = embedded()
     config.steps = 400
-    config.eval_every = 200
+    config.eval_every = config.checkpoint_every = 200
     config.model.vision.max_pixels = 48 * 48
     config.data = dict(
         sources=dict(
@@ -48,7 +48,8 @@ def get_config(arg: str = "") -> ConfigDict:
     for option in filter(None, arg.split(",")):
         if option != "smoke":
             raise ValueError(f"unknown config option {option!r}; expected smoke")
-        config.steps, config.eval_every, config.log_every = 4, 4, 1
+        config.steps, config.log_every = 4, 1
+        config.eval_every = config.checkpoint_every = 4
         config.model.text.num_layers = config.model.vision.depth = config.model.unroll = 1
         config.data.batch = 16
         config.data.candidates, config.data.carry = 40, 4

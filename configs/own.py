@@ -21,7 +21,8 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"unknown config option {arg!r}; expected 2b or smoke")
     config = embedded()
     config.evaluate = config.best_metric = ""  # there is nothing to measure it by yet
-    config.steps, config.eval_every = 200, 100
+    config.steps = 200
+    config.eval_every = config.checkpoint_every = 100
     config.model.vision.max_pixels = 64 * 64  # small, to be quick on a CPU
     config.data = dict(
         sources=SOURCES,
@@ -34,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
         carry=8,
     )
     if arg == "smoke":
-        config.steps, config.eval_every, config.log_every = 4, 4, 1
+        config.steps, config.log_every = 4, 1
+        config.eval_every = config.checkpoint_every = 4
         config.model.text.num_layers = config.model.vision.depth = config.model.unroll = 1
     return config

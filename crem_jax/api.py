@@ -26,6 +26,9 @@ from crem_jax.model import crem
 from crem_jax.model.int8 import quantise
 from crem_jax.types import Context, Memory
 
+_ODD = 0x9E3779B1
+"""Leads from one batch's seed to the next: far, and to all of them before the first comes again."""
+
 
 class Model:
     """A trained CREM model: librarian (`encode`) and storyteller (`generate`).
@@ -215,9 +218,9 @@ class Model:
                 "one for each"
             )
         asked = [self.question_tokens(text) for text in questions]
-        sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
         answers = []
-        for first in range(0, len(asked), MAX_ROWS):
+        for number, first in enumerate(range(0, len(asked), MAX_ROWS)):
+            sampling = _sampling(temperature, top_p, seed, number)
             some = asked[first : first + MAX_ROWS]
             size = 1 << (len(some) - 1).bit_length()
             rows = first + np.minimum(np.arange(size), len(some) - 1)
@@ -258,8 +261,9 @@ class Model:
         asked = [self.prepare_question(item) for item in _as_list(items)]
         contexts, questions = [row for row, _ in asked], [question for _, question in asked]
         answers = [""] * len(contexts)
-        sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
-        for chosen, context in context_batches(contexts, self.config, self.unit):
+        batches = context_batches(contexts, self.config, self.unit)
+        for number, (chosen, context) in enumerate(batches):
+            sampling = _sampling(temperature, top_p, seed, number)
             tokens, valid = self._questions([questions[i] for i in chosen], len(context.tokens))
             with self._placed(context) as context:
                 memory = _memory(
@@ -286,7 +290,7 @@ class Model:
         """One answer, piece by piece; the arguments of `generate`."""
         self.check_telling(compressed, k, sinks)
         row, question = self.prepare_question(item)
-        sampling = Sampling(np.float32(temperature), np.float32(top_p), np.int32(seed))
+        sampling = _sampling(temperature, top_p, seed)
         ((_, context),) = context_batches([row], self.config)
         memory = _memory(self.config, self.params, context, self._kept(compressed, k), sinks)
         answering = Answering(
@@ -405,6 +409,12 @@ def _memory(
 ) -> Memory:
     memory = crem.compress(config, params, context)
     return memory if kept is None else memory.chorus_only(kept, sinks)
+
+
+def _sampling(temperature: float, top_p: float, seed: int, batch: int = 0) -> Sampling:
+    """How a batch of a call is sampled: each draws its own numbers, the first those of `seed`."""
+    mixed = np.uint32((int(np.int32(seed)) + batch * _ODD) % 2**32).view(np.int32)
+    return Sampling(np.float32(temperature), np.float32(top_p), mixed)
 
 
 def joined(parts: Sequence[Memory]) -> Memory:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from crem_jax.commands.memory import use_huge_pages
+from crem_jax.files import WriteFailed
 
 VERBS = {
     "train": ("train", "train a model from a config, or resume its run"),
@@ -48,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit code: 0, 2 for arguments, files or models that cannot be used (one line on stderr
-      says why), 130 when interrupted. Anything unforeseen is raised, and with `--debug` or
-      CREM_DEBUG=1 everything is.
+      says why), 1 if a run could not write what it made (likewise), 130 when interrupted. Anything
+      unforeseen is raised, and with `--debug` or CREM_DEBUG=1 everything is.
     """
     from_shell = argv is None
     argv = list(sys.argv[1:] if from_shell else argv)
@@ -86,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (ValueError, OSError) as error:
         return _refuse(f"crem {verb}", _reason(error))
+    except WriteFailed as error:
+        print(f"crem {verb}: {_reason(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         hint = "; the same command goes on" if verb in RESUMED else ""
         print(f"crem {verb}: interrupted{hint}", file=sys.stderr)

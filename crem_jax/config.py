@@ -210,14 +210,15 @@ class ModelConfig:
     def from_dict(values: Mapping[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`; unknown keys raise ConfigError."""
         values = dict(values)
-        values["text"] = _build(TextConfig, values["text"], "model.text")
-        values["vision"] = _build(VisionConfig, values["vision"], "model.vision")
+        values["text"] = build(TextConfig, values["text"], "model.text")
+        values["vision"] = build(VisionConfig, values["vision"], "model.vision")
         if values.get("lora"):
-            values["lora"] = _build(LoRAConfig, values["lora"], "model.lora")
-        return _build(ModelConfig, values, "model")
+            values["lora"] = build(LoRAConfig, values["lora"], "model.lora")
+        return build(ModelConfig, values, "model")
 
 
-def _build(cls, values: Mapping[str, Any], where: str):
+def build(cls, values: Mapping[str, Any], where: str):
+    """A dataclass of its fields. Raises ConfigError for others, as keys of the section `where`."""
     names = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(values) - names)
     if unknown:

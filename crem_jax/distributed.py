@@ -22,6 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from crem_jax.files import WriteFailed
+
 _meetings = itertools.count()
 _USAGE = 2
 _ADDRESS = re.compile(r"(?P<address>\S+:\d+),(?P<count>\d+),(?P<index>\d+)")
@@ -153,7 +155,7 @@ def abort(error: BaseException, code: int) -> NoReturn:
     A normal exit would wait for the other processes, which wait for this one in a collective.
     """
     where = f"process {jax.process_index()} of {jax.process_count()}"
-    if isinstance(error, ValueError | OSError):
+    if isinstance(error, ValueError | OSError | WriteFailed):
         print(f"crem: {where}: {error}", file=sys.stderr)
     else:
         print(f"crem: {where} has failed", file=sys.stderr)

@@ -12,6 +12,12 @@ DIGEST = 16
 """Bytes of a digest."""
 
 
+class WriteFailed(RuntimeError):
+    """What a run made could not be written. Unlike errors in what it was given, this may pass: the
+    same command goes on.
+    """
+
+
 def file_digest(path: str | os.PathLike) -> bytes:
     """Names what a file holds."""
     with open(path, "rb") as file:

@@ -52,8 +52,8 @@ end_all() {
     local pid
     for pid in "${pids[@]}"; do kill -"$1" "$pid" 2>/dev/null || true; done
 }
-trap 'end_all TERM' TERM
-trap 'end_all INT' INT
+# Jobs in the background ignore Ctrl-C, and Python then does too: SIGTERM says the same.
+trap 'end_all TERM' INT TERM
 trap 'end_all KILL' EXIT
 for ((i = 0; i < count; i++)); do
     crem train "$@" "--distributed=127.0.0.1:$port,$count,$i" >"$logs/process-$i.log" 2>&1 &
@@ -64,7 +64,7 @@ tail -n +1 -F "$logs/process-0.log" --pid="${pids[0]}" 2>/dev/null &
 # Polls: bash older than 5.1 cannot tell which of several processes has ended.
 alive=("${!pids[@]}") code=0
 while [[ ${#alive[@]} -gt 0 ]]; do
-    sleep 0.2
+    sleep 0.2 || true # Ctrl-C ends it
     still=()
     for i in "${alive[@]}"; do
         if kill -0 "${pids[i]}" 2>/dev/null; then

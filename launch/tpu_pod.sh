@@ -137,6 +137,15 @@ create() {
             --version "${runtime:-$(default_runtime)}" "${options[@]}"
         return
     fi
+    now="$(queued_state)"
+    case "$now" in
+        "") ;;
+        ACTIVE | SUSPENDED | SUSPENDING | FAILED)
+            echo "the queued resource $name is $now without its TPU: it is made anew" >&2
+            delete
+            ;;
+        *) wait_granted && return ;;
+    esac
     run gcloud compute tpus queued-resources create "$name" ${where[@]+"${where[@]}"} \
         --node-id "$name" --runtime-version "${runtime:-$(default_runtime)}" "${options[@]}"
     wait_granted
@@ -151,24 +160,33 @@ default_runtime() {
     esac
 }
 
-wait_granted() {
-    local now command
-    command=(gcloud compute tpus queued-resources describe "$name" ${where[@]+"${where[@]}"})
+# The state of the queued resource; nothing if there is none.
+queued_state() {
+    local command=(gcloud compute tpus queued-resources describe "$name" ${where[@]+"${where[@]}"})
     command+=("--format=value(state.state)")
     if [[ -n "${DRY_RUN:-}" ]]; then
         show "${command[@]}"
+    else
+        "${command[@]}" 2>/dev/null || true
+    fi
+}
+
+wait_granted() {
+    local now
+    if [[ -n "${DRY_RUN:-}" ]]; then
+        queued_state
         return
     fi
     while true; do
-        now="$("${command[@]}")"
+        now="$(queued_state)"
         case "$now" in
             ACTIVE) return ;;
-            FAILED | SUSPENDED | SUSPENDING | DELETING)
-                echo "error: the queued resource $name is $now" >&2
+            "" | FAILED | SUSPENDED | SUSPENDING | DELETING)
+                echo "error: the queued resource $name is ${now:-gone}" >&2
                 exit 1
                 ;;
         esac
-        echo "queued resource $name: ${now:-unknown}" >&2
+        echo "queued resource $name: $now" >&2
         sleep "$POLL"
     done
 }
@@ -238,6 +256,8 @@ fetch() {
 
 delete() {
     if [[ -n "$queued" ]]; then
+        # One that is being suspended cannot be deleted yet.
+        while [[ "$(queued_state)" == SUSPENDING ]]; do sleep "$POLL"; done
         run gcloud compute tpus queued-resources delete "$name" ${where[@]+"${where[@]}"} \
             --force --quiet
     else

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from cli_runner import crem
 
+from crem_jax.commands import timing
 from crem_jax.commands.recipe import read_recipe
 from crem_jax.commands.timing import TrainingClock, read_timing
 from crem_jax.evaluate import registry
+from crem_jax.files import WriteFailed
 from crem_jax.report import emoji as emoji_report
 from crem_jax.report import run as run_report
 
@@ -113,6 +115,15 @@ def test_the_clock_adds_up_the_parts_of_a_run_and_counts_the_killed_ones(tmp_pat
     with TrainingClock(tmp_path):
         time.sleep(0.2)
     assert 0.5 <= read_timing(tmp_path)["train_seconds"] < 5
+
+
+def test_a_clock_that_cannot_write_says_so_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("crem_jax.commands.timing._WRITE_EVERY", 0.01)
+    (tmp_path / "timing.json").mkdir()
+    monkeypatch.setattr(timing, "read_timing", lambda directory: {})
+    with pytest.raises(WriteFailed, match="Is a directory"), TrainingClock(tmp_path) as clock:
+        time.sleep(0.1)
+        assert clock._thread.is_alive()
 
 
 class Guesser:

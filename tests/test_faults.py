@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import subprocess
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from etils import epath
 from crem_jax import distributed
 from crem_jax.checkpoint import load_config, save_model_files
 from crem_jax.convert.huggingface import read_tokenizer
+from crem_jax.files import WriteFailed
 from crem_jax.train import recipe
 from crem_jax.train.checkpointer import Checkpointer
 from crem_jax.train.faults import (
@@ -165,7 +168,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_those_before_it_sta
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-        with pytest.raises(OSError, match=r"a checkpoint could not be written to .*checkpoints"):
+        with pytest.raises(WriteFailed, match=r"a checkpoint could not be written to .*points"):
             checkpointer.save(4, TrainState(jnp.int32(4), {"w": noise}, ()), Counter())
             checkpointer.close()
     finally:
@@ -300,7 +303,11 @@ def test_a_trace_of_the_steps_asked_for_is_written_and_none_otherwise(tmp_path):
 
 @pytest.mark.parametrize(
     ("end", "code", "told"),
-    [(Preempted(7), 75, "saved at step 7 on SIGTERM"), (Diverged("not finite"), 2, "not finite")],
+    [
+        (Preempted(7), 75, "saved at step 7 on SIGTERM"),
+        (Diverged("not finite"), 2, "not finite"),
+        (WriteFailed("a checkpoint could\nnot"), 1, "crem train: a checkpoint could not\n"),
+    ],
 )
 def test_the_exit_code_says_whether_the_same_command_goes_on(
     capsys, monkeypatch, tmp_path, end, code, told
@@ -312,6 +319,33 @@ def test_the_exit_code_says_whether_the_same_command_goes_on(
     config = Path(__file__).parents[1] / "configs" / "emoji.py"
     done = crem(capsys, "train", f"--config={config}:smoke", f"--workdir={tmp_path}")
     assert done.code == code and told in done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(WriteFailed("full"), 1), (OSError("full"), 2), (RuntimeError("full"), 1)]
+)
+def test_one_process_of_several_ends_with_the_same_code(monkeypatch, capsys, error, code):
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as stop, distributed.job("off"):
+        raise error
+    assert stop.value.code == code
+    told = capsys.readouterr().err
+    assert "process 0 of 2" in told
+    assert ("Traceback" in told) == (type(error) is RuntimeError)
+
+
+def test_metrics_on_a_full_disk_are_an_error_of_writing(tmp_path, monkeypatch):
+    def full(text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    monkeypatch.setattr(log, "_file", SimpleNamespace(name="metrics.jsonl", write=full))
+    with pytest.raises(WriteFailed, match=r"metrics\.jsonl: No space left on device"):
+        log.write(1, {"loss": 1.0})
 
 
 def test_an_unknown_place_for_metrics_is_refused(capsys, tmp_path):
@@ -338,6 +372,46 @@ def test_a_bucket_gets_the_small_files_and_gives_them_back(tmp_path):
     assert (run.local / "tokenizer" / "a.json").read_text() == "[1]"
     assert not (run.local / "checkpoints").exists()
     assert not run.is_local and RunDirectory(tmp_path).is_local
+
+
+@pytest.fixture
+def bucket(tmp_path) -> RunDirectory:
+    """A run whose bucket is a directory, with small files to push."""
+    run = RunDirectory("gs://bucket/run", mirror=tmp_path / "mirror")
+    run.remote = epath.Path(tmp_path / "bucket")
+    run.pull()
+    for name in ("a.json", "metrics.jsonl", ".timing.json.partial"):
+        (run.local / name).write_text(name)
+    return run
+
+
+def test_files_that_are_being_written_or_vanish_are_not_pushed(bucket, monkeypatch):
+    read = Path.read_bytes
+
+    def vanish(path):
+        if path.name == "a.json":
+            path.unlink()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", vanish)
+    bucket.push()
+    assert [path.name for path in bucket.remote.glob("*")] == ["metrics.jsonl"]
+
+
+def test_a_bucket_that_does_not_answer_is_tried_again_and_must_in_the_end(
+    bucket, monkeypatch, capsys
+):
+    def fail(path):
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(bucket, "_copy_up", fail)
+    bucket.push(must=False)
+    assert "gs://bucket/run cannot be written: reset by peer; this" in capsys.readouterr().err
+    with pytest.raises(WriteFailed, match="gs://bucket/run cannot be written: reset by peer"):
+        bucket.push()
+    monkeypatch.undo()
+    bucket.push()
+    assert (bucket.remote / "a.json").read_text() == "a.json"
 
 
 def test_every_process_has_the_small_files_and_gives_back_those_it_wrote(tmp_path, monkeypatch):

@@ -13,9 +13,11 @@ import pytest
 import samples
 import torch
 
+from crem_jax import api
 from crem_jax.api import Model
 from crem_jax.config import STYLES
 from crem_jax.data.rows import pad_contexts
+from crem_jax.data.shapes import plan_batches
 from crem_jax.generate import decoding
 from crem_jax.generate.decoding import Sampling
 from crem_jax.generate.sampling import next_token
@@ -269,6 +271,28 @@ def test_a_batch_of_mixed_questions_is_answered_like_each_alone(model):
     together = model.generate([picture, short, other], max_new_tokens=NEW)
     alone = [model.generate([item], max_new_tokens=NEW)[0] for item in (picture, short, other)]
     assert together == alone
+
+
+def test_every_batch_of_a_call_draws_numbers_of_its_own(model, monkeypatch):
+    """And the first those of the seed, as if it were alone."""
+    monkeypatch.setattr(plan_batches, "__defaults__", (1, 2))
+    monkeypatch.setattr(api, "MAX_ROWS", 2)
+    question, how = items()[0], dict(max_new_tokens=NEW, temperature=1.0, seed=2**31 - 1)
+    memory = model.compress([question] * 6)
+
+    def ask(count: int, **how) -> list[str]:
+        some = memory.take(np.arange(count))
+        return model.ask(some, [question["text"]] * count, **how)
+
+    for answers in (
+        lambda count, **how: model.generate([question] * count, **how),
+        ask,
+    ):
+        got = answers(6, **how)
+        assert got == answers(6, **how)
+        assert got[:2] == answers(2, **how)
+        assert got[:2] != got[2:4] != got[4:] != got[:2]
+        assert len(set(answers(6, **how | dict(temperature=0.0)))) == 1
 
 
 def test_torch_is_asked_in_the_same_words(oracle, rows):

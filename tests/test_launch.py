@@ -93,6 +93,9 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
+            # As at a terminal; what the tests run in may ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, script: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -192,12 +195,13 @@ def test_a_pod_that_is_there_is_used_again(machine):
 
 
 def test_a_queued_pod_is_waited_for_and_one_that_fails_is_an_error(machine):
-    states = [dict(to=["queued", "describe"], out=s, times=1) for s in ("WAITING", "ACTIVE")]
-    machine.answers(*states)
+    states = ("", "WAITING", "ACTIVE")
+    machine.answers(*[dict(to=["queued", "describe"], out=s, times=1) for s in states])
     assert machine.run("tpu_pod.sh", "create", "crem", *POD, "--queued").returncode == 0
     verbs = [call[3:5] for call in machine.calls]
     queued = "queued-resources"
-    assert verbs[1:] == [[queued, "create"], [queued, "describe"], [queued, "describe"]]
+    asked = [queued, "describe"]
+    assert verbs[1:] == [asked, [queued, "create"], asked, asked]
     machine.answers(dict(to=["queued", "describe"], out="FAILED"))
     done = machine.run("tpu_pod.sh", "create", "crem", *POD, "--queued")
     assert done.returncode == 1 and "queued resource crem is FAILED" in done.stderr
@@ -229,6 +233,28 @@ def test_a_preempted_pod_is_made_anew_and_the_run_goes_on(machine):
     verbs = [call[4] for call in machine.calls]
     again = ["describe", "describe", "delete", "create", "scp", "ssh", "ssh", "ssh", "ssh"]
     assert verbs == ["describe", "scp", "ssh", "ssh", "ssh", "ssh", *again]
+
+
+def test_a_queued_resource_that_was_preempted_is_deleted_before_it_is_asked_for_again(machine):
+    states = ("", "ACTIVE", "SUSPENDING", "SUSPENDING", "SUSPENDED", "WAITING", "ACTIVE")
+    machine.answers(
+        dict(to=["follow"], code=255, times=1),
+        *[dict(to=["queued", "describe"], out=state, times=1) for state in states],
+    )
+    words = ("train", "crem", *POD, "--spot", "--queued", "--retries", "1", "--", BUCKET)
+    done = machine.run("tpu_pod.sh", *words)
+    assert done.returncode == 0, done.stderr
+    verbs = [call[4] for call in machine.calls if call[3] == "queued-resources"]
+    again = [*["describe"] * 3, "delete", "create", "describe", "describe"]
+    assert verbs == ["describe", "create", "describe", *again]
+    assert "the queued resource crem is SUSPENDING without its TPU" in done.stderr
+
+
+def test_a_queued_resource_that_waits_already_is_waited_for(machine):
+    states = ("WAITING", "WAITING", "ACTIVE")
+    machine.answers(*[dict(to=["queued", "describe"], out=s, times=1) for s in states])
+    assert machine.run("tpu_pod.sh", "create", "crem", *POD, "--queued").returncode == 0
+    assert [call[4] for call in machine.calls] == ["describe"] * 4
 
 
 def test_resume_and_fetch_know_the_arguments_of_the_last_start(machine):
@@ -290,7 +316,7 @@ def test_a_dry_run_prints_every_command_and_calls_none(machine, script, words):
     if "--queued" in words:
         verbs = [command[3:5] for command in printed]
         polled = ["queued-resources", "describe"]
-        assert verbs[0] == ["tpu-vm", "describe"] and verbs[2] == polled
+        assert verbs[0] == ["tpu-vm", "describe"] and verbs[1] == verbs[3] == polled
     if TRICKY[0] in words:
         everything = [word for command in printed for word in command]
         inside = [shlex.split(w.removeprefix("--command=")) for w in everything if "--command" in w]
@@ -452,13 +478,17 @@ def test_a_process_that_fails_ends_the_others_and_its_log_is_shown(machine):
     assert sorted(machine.calls) == wanted
 
 
-def test_sigterm_reaches_every_local_process_and_the_run_says_it_has_saved(machine):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_every_local_process_and_the_run_says_it_has_saved(machine, number):
     machine.answers(dict(to=["crem"], sleep=60))
     process = machine.start("local_multiprocess.sh", "2", *TRICKY)
     while len(list(machine.root.glob("runs/logs/*/*.log"))) < 2 or len(machine.calls) < 2:
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
+    if number == signal.SIGINT:  # Ctrl-C goes to all that the terminal runs
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 75
     assert "the same command goes on" in err

@@ -66,6 +66,22 @@ def test_peft_merges_our_adapter_to_the_weights_we_export(runs):
     assert settings["base_model_name_or_path"] == str(runs / "base")
 
 
+def test_a_run_that_trained_more_than_its_adapters_is_not_exported_as_one(runs, capsys, tmp_path):
+    recipe = runs / "adapted" / "recipe.json"
+    argv = ["export", str(runs / "adapted"), str(tmp_path / "adapter"), "--adapter", "base"]
+    rules = [["backbone/norm/scale", 0.5], ["loss/.*", 0.5], ["vision/.*", 0.0]]
+    try:
+        recipe.write_text(json.dumps({"optim": {"rates": rules}}))
+        assert main(argv) == 2
+        told = capsys.readouterr().err
+        assert "has trained backbone/norm/scale too (optim.rates)" in told
+        assert not (tmp_path / "adapter").exists()
+        recipe.write_text(json.dumps({"optim": {"rates": rules[1:]}}))
+        assert main(argv) == 0
+    finally:
+        recipe.unlink()
+
+
 def test_a_model_without_adapters_has_none_to_export(runs, capsys):
     argv = ["export", str(runs / "plain"), str(runs / "none"), "--adapter", "base"]
     assert main(argv) == 2

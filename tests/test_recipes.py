@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -19,6 +20,7 @@ from crem_jax.flops import Flops, training_passes
 from crem_jax.mesh import AXES
 from crem_jax.model import crem
 from crem_jax.train import layout
+from crem_jax.train.joint import LossConfig
 from crem_jax.train.optim import make_optimizer
 from crem_jax.train.parameters import parameter_table
 from crem_jax.train.setup import make_objective
@@ -43,6 +45,13 @@ def test_a_recipe_has_the_published_number_of_parameters(name, parameters):
 
 def trained(parts) -> set[str]:
     return {path for path, rate in parts.rates.items() if rate}
+
+
+def test_a_recipe_names_every_key_of_the_loss_so_that_no_default_decides():
+    config = read_recipe(str(CONFIGS / "qwen2_vl_2b.py"))
+    names = {field.name for field in dataclasses.fields(LossConfig)}
+    assert names - set(config.loss) == {"temperature"}  # that of the model, which is named
+    assert "temperature" in config.model
 
 
 def test_what_the_options_train():
@@ -90,6 +99,12 @@ def leaves(state, paths):
         (["--config.loss.cache_vision=True"], "needs a frozen vision tower"),
         (["--config.loss.dims=(8,100)"], r"loss\.dims: 100 is not in 1\.\.64"),
         (["--config.loss.elastic=0.0"], r"loss\.dims needs loss\.elastic above 0"),
+        (["--config.loss.p_compressed=2.0"], r"loss\.p_compressed = 2\.0 is not in 0\.\.1"),
+        (["--config.model.num_chorus=0"], r"loss\.retrieval = 1\.0 and .*model\.num_chorus = 0"),
+        (
+            ["--config.model.num_chorus=0", "--config.loss.retrieval=0.0"],
+            r"loss\.p_compressed = 0\.5 must be 0",
+        ),
         (["--config.optim.frozen_dtype=float16"], "is not one of float32, bfloat16"),
     ],
 )
@@ -125,6 +140,13 @@ def test_an_unknown_option_is_refused_and_the_known_ones_are_named():
         match=r"unknown config option 'tiny'; expected some of smoke, lora, frozen_vision, chips=N",
     ):
         objective("qwen2_vl_2b.py:tiny")
+
+
+@pytest.mark.parametrize("option", ["", ":smoke"])
+@pytest.mark.parametrize("name", ["emoji.py", "mixture.py", "own.py", "qwen2_vl_2b.py"])
+def test_a_recipe_saves_at_least_as_often_as_it_evaluates(name, option):
+    config = read_recipe(f"{CONFIGS / name}{option}")
+    assert config.checkpoint_every <= config.eval_every <= config.steps
 
 
 def test_a_config_may_import_its_neighbours_and_leaves_nothing_behind(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from tiny_run import finish, saved, start, tiny_config, until
 
 from crem_jax.checkpoint import load_model
+from crem_jax.config import ConfigError
 from crem_jax.train.faults import PREEMPTED
 from crem_jax.train.loop import train
 from crem_jax.train.meter import MEASURES
@@ -139,6 +140,38 @@ def test_another_config_in_the_same_workdir_is_refused_by_its_key(runs, key):
     config.update_from_flattened_dict({key: 32})
     with pytest.raises(ValueError, match=rf"another config \(different: {re.escape(key)}\)"):
         train(config, runs.whole)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("steps", 0, r"config\.steps = 0 must be at least 1"),
+        ("log_every", 0, r"config\.log_every = 0 must be at least 1"),
+        ("eval_every", -1, r"config\.eval_every = -1 must be at least 1"),
+        ("checkpoint_every", -1, r"config\.checkpoint_every = -1 must be at least 0"),
+        ("best_metric", "p1", r"config\.best_metric 'p1' does not begin with 'eval/'"),
+    ],
+)
+def test_keys_that_would_end_the_run_later_are_refused_first(tmp_path, key, value, message):
+    config = tiny_config()
+    config[key] = value
+    with pytest.raises(ConfigError, match=message):
+        train(config, tmp_path / "run", lambda model: {"p1": 0.5})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_best_metric_that_is_not_measured_is_named_once_the_run_has_saved(tmp_path):
+    config = tiny_config(3)
+    config.best_metric = "eval/p5"
+    message = r"'eval/p5' is not one of eval/p1, eval/p2; the run has saved at step 2"
+    with pytest.raises(ConfigError, match=message):
+        train(config, tmp_path, lambda model: {"p1": 0.5, "p2": 0.5})
+    assert checkpoints(tmp_path) == [2]
+    recipe = (tmp_path / "recipe.json").read_text()
+    (tmp_path / "recipe.json").write_text(recipe.replace("eval/p5", "eval/p1"))
+    config.best_metric = "eval/p1"
+    train(config, tmp_path, lambda model: {"p1": 0.5})
+    assert checkpoints(tmp_path) == [2, 3]
 
 
 def test_metrics_past_the_restored_step_and_a_line_cut_off_are_dropped(tmp_path):

@@ -12,9 +12,9 @@ import toy
 from tiny_run import tiny_config
 
 from crem_jax import api, trees
-from crem_jax.checkpoint import load_config, load_model
+from crem_jax.checkpoint import load_config, load_model, save_model_files
 from crem_jax.config import ConfigError
-from crem_jax.convert.huggingface import export_hf
+from crem_jax.convert.huggingface import export_hf, read_tokenizer
 from crem_jax.generate import decoding
 from crem_jax.generate.decoding import Sampling
 from crem_jax.train import layout
@@ -119,6 +119,33 @@ def test_a_shape_other_than_that_of_the_weights_is_refused(tiny_model_dir):
     config.model.text, config.model.num_chorus = {}, 8
     with pytest.raises(ConfigError, match=r"num_chorus is 4, config\.model says 8"):
         make_parts(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("system_promt", "x", r"config\.model\.system_promt says nothing .* mean system_prompt\?"),
+        ("pad_token_id", 3, r"config\.model\.pad_token_id says nothing .*; known keys: dtype, "),
+        ("lora", {**LORA, "dropout": 0.1}, r"unknown key model\.lora\.dropout; known keys"),
+    ],
+)
+def test_a_key_that_would_say_nothing_is_refused_by_name(tiny_model_dir, key, value, message):
+    config = config_from(tiny_model_dir)
+    config.model[key] = value
+    with pytest.raises(ConfigError, match=message):
+        make_parts(config)
+
+
+def test_the_system_prompt_of_the_section_is_that_of_the_run(tiny_model_dir, tmp_path):
+    config = config_from(tiny_model_dir)
+    config.model.system_prompt = "You are 'terse'."
+    parts = make_parts(config)
+    assert parts.model.system_prompt == "You are 'terse'."
+    save_model_files(tmp_path, parts.model, parts.tokenizer)
+    said = read_tokenizer(tmp_path / "tokenizer").apply_chat_template(
+        [{"role": "user", "content": "Hello"}], tokenize=False
+    )
+    assert "You are 'terse'." in said
 
 
 def test_a_token_that_exists_may_stand_for_the_chorus(tiny_model_dir, tmp_path):

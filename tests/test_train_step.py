@@ -104,6 +104,46 @@ def test_a_learnt_temperature_starts_where_it_is_told_and_moves(history):
     assert set(state.params) == {"backbone", "vision", "loss"}
 
 
+def test_a_learnt_temperature_that_leaves_its_bounds_is_led_back_to_them():
+    for start, end in ((-9.0, 0.005), (0.4, 1.0), (-2.0, np.exp(-2.0))):
+        params = {"w": 1, "loss": {"log_temperature": jnp.float32(start)}}
+        got = joint.bounded(params)
+        assert np.exp(got["loss"]["log_temperature"]) == pytest.approx(end)
+        assert got["w"] == 1
+    assert joint.bounded({"w": 1}) == {"w": 1}
+    chorus = {"text": jnp.eye(4)[:, None]}
+    rows, hashes = jnp.arange(4), jnp.arange(1, 9, dtype=jnp.uint32).reshape(4, 2)
+    batch = Batch({}, {}, rows, hashes[:, None], rows, hashes)
+    chance = joint.Chance(None, None, {}, {})
+
+    def loss(log_temperature):
+        return joint.retrieval(log_temperature, chorus, batch, chance, PLAIN)[0]
+
+    assert jax.grad(loss)(jnp.float32(0.4)) > 0  # beyond a bound there is a way back
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(retrieval=-1.0), r"loss\.retrieval = -1\.0 must be a number of at least 0"),
+        (dict(generation=np.inf), r"loss\.generation = inf must be a number"),
+        (dict(z_loss=np.nan), r"loss\.z_loss = nan must be"),
+        (dict(p_compressed=1.5), r"loss\.p_compressed = 1\.5 is not in 0\.\.1"),
+        (dict(elastic=-0.1), r"loss\.elastic = -0\.1 is not in 0\.\.1"),
+        (dict(temperature=0.0), r"loss\.temperature = 0\.0 must be a number above 0"),
+        (dict(temperature=np.inf), r"loss\.temperature = inf must be"),
+        (
+            dict(temperature=2.0, learn_temperature=True),
+            r"2\.0 is not in 0\.005\.\.1\.0, the bounds",
+        ),
+        (dict(temperature=0.001, learn_temperature=True), r"0\.001 is not in 0\.005\.\.1\.0"),
+    ],
+)
+def test_a_loss_out_of_its_range_is_refused_by_its_key(values, message):
+    with pytest.raises(ConfigError, match=message):
+        LossConfig(**values)
+
+
 def test_metrics_name_every_part_and_the_loss_is_their_weighted_sum(params, batch):
     loss = dataclasses.replace(FULL, retrieval=0.5, generation=2.0)
     total, metrics = value(params, batch, KEY, loss)
@@ -281,7 +321,7 @@ def test_warm_up_rises_to_the_rate_and_decay_ends_at_its_share():
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_its_number(params, batch):
-    broken = dataclasses.replace(PLAIN, temperature=0.0, generation=0.0)
+    broken = dataclasses.replace(PLAIN, temperature=1e-45, generation=0.0)
     history, state = trained(params, batch, 2, broken)
     assert [metrics["finite"] for metrics in history] == [0, 0]
     assert state.step == 2

@@ -53,11 +53,30 @@ def _write_adapter(args: argparse.Namespace) -> None:
     from crem_jax.convert.peft import export_adapter
 
     config, params, tokenizer = open_model(args.model, args.step)
+    if config.lora:
+        _refuse_other_training(Path(args.model), params)
     export_adapter(config, params, tokenizer, args.out, base=args.adapter, overwrite=args.overwrite)
     if args.json:
         print_json({"directory": args.out, "base": args.adapter})
         return
     print(f"{args.out}: the adapters of {args.model}, for {args.adapter}")
+
+
+def _refuse_other_training(directory: Path, params: dict[str, Any]) -> None:
+    """Raises ValueError if the run trained what an adapter does not hold."""
+    from crem_jax.model.lora import is_adapter
+    from crem_jax.train.optim import learning_rates
+
+    rules = _read(directory / "recipe.json").get("optim", {}).get("rates", ())
+    everything = {**params, "loss": {"log_temperature": 0.0}}  # a rule may name it
+    rates = learning_rates(rules, everything, adapted=True)
+    del rates["loss/log_temperature"]
+    others = [path for path, rate in rates.items() if rate and not is_adapter(path)]
+    if others:
+        raise ValueError(
+            f"{directory} has trained {', '.join(others)} too (optim.rates), which an adapter does "
+            "not hold; export without --adapter, which merges all of it"
+        )
 
 
 def _write_model(args: argparse.Namespace) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
 from pathlib import Path
 
-from crem_jax.files import write_json
+from crem_jax.files import WriteFailed, write_json
 from crem_jax.train.meter import peak_rss_mb
 
 FILE = "timing.json"
@@ -27,6 +28,9 @@ class TrainingClock:
 
     Args:
       workdir: the run directory. Nothing is written until it exists.
+
+    Raises:
+      WriteFailed: the file cannot be written when the `with` ends.
     """
 
     def __init__(self, workdir: str | Path):
@@ -47,7 +51,8 @@ class TrainingClock:
 
     def _keep_writing(self) -> None:
         while not self._over.wait(_WRITE_EVERY):
-            self._write()
+            with contextlib.suppress(WriteFailed):
+                self._write()
 
     def _write(self) -> None:
         if not self._workdir.is_dir():
@@ -57,4 +62,7 @@ class TrainingClock:
             "train_seconds": round(self._before.get("train_seconds", 0.0) + seconds, 1),
             "peak_rss_mb": round(max(self._before.get("peak_rss_mb", 0.0), peak_rss_mb()), 1),
         }
-        write_json(self._workdir / FILE, timing)
+        try:
+            write_json(self._workdir / FILE, timing)
+        except OSError as error:
+            raise WriteFailed(f"{self._workdir / FILE}: {error.strerror}") from error

@@ -17,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from crem_jax import distributed
 from crem_jax.checkpoint import score
 from crem_jax.data.shards import Shards
+from crem_jax.files import WriteFailed
 from crem_jax.train.step import TrainState
 
 KEPT = 2
@@ -59,7 +60,7 @@ class Checkpointer:
         """Starts a save; returns when the state has been copied to the host.
 
         Raises:
-          OSError: this save, or the one before it, could not be written.
+          WriteFailed: this save, or the one before it, could not be written.
         """
         items = {
             "params": ocp.args.StandardSave(state.params),
@@ -155,7 +156,7 @@ class Checkpointer:
         """Waits for every started save.
 
         Raises:
-          OSError: one could not be written.
+          WriteFailed: one could not be written.
         """
         with self._writing():
             self.manager.close()
@@ -167,7 +168,7 @@ class Checkpointer:
             yield
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise OSError(
+            raise WriteFailed(
                 f"a checkpoint could not be written to {self.directory}: {reason}; those before "
                 "it are whole, and the same command goes on from the last"
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import flax.struct
 import jax
@@ -18,6 +19,9 @@ ELASTIC_K = ("uniform", "halves", "short")
 """Distributions of the truncated chorus' length over 1..K: all alike; K, K/2, K/4, … 1 alike; and
 k with a probability proportional to 1/k. Of halves, the retrieval loss has all in every step: their
 mean costs no more than a few products of the embeddings."""
+
+TEMPERATURES = (0.005, 1.0)
+"""Bounds of a learnt temperature: a step that would lead beyond one ends there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,9 @@ class LossConfig:
         once. In a config: a mapping, or one number for all buckets; 0 is the whole bucket.
       cache_vision: with chunks and a frozen vision tower, keep its outputs [rows, P/4, D] between
         the two passes instead of running it twice.
+
+    Raises:
+      ConfigError: a value is out of its range, or contradicts another.
     """
 
     retrieval: float = 1.0
@@ -59,6 +66,20 @@ class LossConfig:
     cache_vision: bool = False
 
     def __post_init__(self):
+        for name in ("retrieval", "generation", "z_loss"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ConfigError(f"loss.{name} = {value} must be a number of at least 0")
+        for name in ("p_compressed", "elastic"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ConfigError(f"loss.{name} = {value} is not in 0..1")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"loss.temperature = {self.temperature} must be a number above 0")
+        low, high = TEMPERATURES
+        if self.learn_temperature and not low <= self.temperature <= high:
+            raise ConfigError(
+                f"loss.temperature = {self.temperature} is not in {low}..{high}, the bounds of one "
+                "that is learnt (loss.learn_temperature)"
+            )
         if not self.retrieval and not self.generation:
             raise ConfigError("loss.retrieval and loss.generation are both 0; nothing to train")
         if self.dims and not self.elastic:
@@ -160,7 +181,7 @@ def retrieval(
     """
     temperature = loss.temperature
     if log_temperature is not None:
-        temperature = jnp.clip(jnp.exp(log_temperature), 0.005, 1.0)
+        temperature = jnp.exp(log_temperature)
     query_valid, candidate_valid = batch.query_row >= 0, batch.candidate_row >= 0
 
     def at(k, dim=None) -> tuple[jax.Array, Metrics]:
@@ -254,6 +275,15 @@ def loss_fn(
 def log_temperature(params: crem.Params) -> jax.Array | None:
     """The learnt one, if it is learnt."""
     return params["loss"]["log_temperature"] if "loss" in params else None
+
+
+def bounded(params: crem.Params) -> crem.Params:
+    """The parameters with a learnt temperature, if there is one, inside of TEMPERATURES."""
+    if "loss" not in params:
+        return params
+    low, high = map(math.log, TEMPERATURES)
+    clipped = jnp.clip(params["loss"]["log_temperature"], low, high)
+    return params | {"loss": {"log_temperature": clipped}}
 
 
 def _mean(values: jax.Array, chosen: jax.Array, of_nothing: float = 0.0) -> jax.Array:

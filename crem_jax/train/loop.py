@@ -15,6 +15,7 @@ from crem_jax import distributed
 from crem_jax import mesh as meshes
 from crem_jax.api import Model
 from crem_jax.checkpoint import save_model_files
+from crem_jax.config import ConfigError
 from crem_jax.data.shards import iterate
 from crem_jax.flops import model_flops
 from crem_jax.train import layout, parameters, recipe
@@ -28,6 +29,8 @@ from crem_jax.train.step import TrainState
 from crem_jax.train.workdir import RunDirectory
 
 Evaluate = Callable[[Model], dict[str, float]]
+_EVAL = "eval/"
+"""Begins the names of what an evaluation measures."""
 
 
 def train(
@@ -53,9 +56,12 @@ def train(
     Raises:
       ValueError: the config makes no sense, or `workdir` holds a run of another config.
       OSError: `workdir` cannot hold the run.
+      WriteFailed: it could, and what the run made could not be written.
       Preempted: SIGTERM came, and the run has saved.
       Diverged: `config.max_nonfinite` steps in a row were not finite.
     """
+    best_metric = config.get("best_metric") if evaluate else None
+    _check_keys(config, best_metric)
     run = workdir if isinstance(workdir, RunDirectory) else RunDirectory.open(workdir)
     wanted = recipe.recipe_of(config)
     distributed.on_main(lambda: recipe.refuse_another(run.local, wanted))
@@ -71,7 +77,6 @@ def train(
     # ---------------------------------------------------- State and input
     if run.is_local:
         check_workdir(run.local)
-    best_metric = config.get("best_metric") if evaluate else None
     checkpointer = Checkpointer(run.checkpoints, best_metric)
     if run.is_local:
         check_room(run.local, checkpointer.bytes_needed(abstract))
@@ -130,20 +135,28 @@ def train(
                 values = means(fetched) | {"skipped_steps": skipped} | stream.stats() | meter.read()
                 log.write(step, values)
                 progress.show(step, values)
-                run.push(now=False)
+                run.push(now=False, must=False)
 
             scores = {}
             if evaluate and (last or (step % config.eval_every == 0 and not stop)):
                 progress.note("evaluating")
                 model = Model(parts.model, _model_params(state), parts.tokenizer)
-                scores = {f"eval/{k}": float(v) for k, v in evaluate(model).items()}
+                scores = {f"{_EVAL}{k}": float(v) for k, v in evaluate(model).items()}
                 log.write(step, scores)
                 progress.show(step, scores)
                 meter.restart()
 
             if step % save_every == 0 or (scores and best_metric) or last or stop:
-                checkpointer.save(step, state, stream, scores or None)
-                run.push()
+                named = not best_metric or best_metric in scores
+                checkpointer.save(step, state, stream, scores if named else None)
+                run.push(must=False)
+                if scores and not named:
+                    checkpointer.close()
+                    raise ConfigError(
+                        f"config.best_metric {best_metric!r} is not one of "
+                        f"{', '.join(sorted(scores))}; the run has saved at step {step}: it goes "
+                        f"on once {run.name}/{recipe.FILE} and the config name one of them"
+                    )
                 meter.restart()
     stream.close()
     checkpointer.close()
@@ -152,6 +165,19 @@ def train(
     if step < config.steps:
         raise Preempted(step)
     return Model(parts.model, _model_params(state), parts.tokenizer)
+
+
+def _check_keys(config: ConfigDict, best_metric: str | None) -> None:
+    """Raises ConfigError for what would otherwise end the run after it has compiled."""
+    least = {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 0}
+    for key, low in least.items():
+        if (value := config.get(key, low)) < low:
+            raise ConfigError(f"config.{key} = {value} must be at least {low}")
+    if best_metric and not best_metric.startswith(_EVAL):
+        raise ConfigError(
+            f"config.best_metric {best_metric!r} does not begin with {_EVAL!r}, as every metric "
+            "of an evaluation does"
+        )
 
 
 def _work(parts: Parts, peak: float | None) -> tuple[float, float | None]:

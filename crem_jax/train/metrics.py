@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from crem_jax.files import write_text
+from crem_jax.files import WriteFailed, write_text
 
 
 class Writer(Protocol):
@@ -40,10 +40,14 @@ class MetricsLog:
         self._file = path.open("a")
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends a line. Raises WriteFailed if the file takes no more."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise WriteFailed(f"{self._file.name}: {error.strerror}") from error
         for writer in self._writers:
             writer.write(step, values)
 

@@ -136,4 +136,10 @@ def _loss(config: ConfigDict, model: ModelConfig) -> LossConfig:
         if not 1 <= dim <= model.text.hidden_size:
             raise ConfigError(f"loss.dims: {dim} is not in 1..{model.text.hidden_size}")
     chunks = {name: rows for name, rows in chunks.items() if rows}
-    return LossConfig(**values | {"chunk_rows": tuple(sorted(chunks.items()))})
+    loss = LossConfig(**values | {"chunk_rows": tuple(sorted(chunks.items()))})
+    if not model.num_chorus and (loss.retrieval or loss.p_compressed):
+        raise ConfigError(
+            f"loss.retrieval = {loss.retrieval} and loss.p_compressed = {loss.p_compressed} must "
+            "be 0 for a model without chorus tokens (model.num_chorus = 0)"
+        )
+    return loss

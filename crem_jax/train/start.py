@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from crem_jax import checkpoint
-from crem_jax.config import ConfigError, LoRAConfig, ModelConfig
+from crem_jax.config import ConfigError, LoRAConfig, ModelConfig, build
 from crem_jax.convert.chorus import add_chorus, chorus_tokens
 from crem_jax.convert.huggingface import read_tokenizer
 from crem_jax.model import crem
@@ -27,8 +28,10 @@ _SPECIAL = {
     "eos_token_id": "<|im_end|>",
     "pad_token_id": "<|endoftext|>",
 }
-_OF_THE_RUN = ("dtype", "remat", "unroll", "attention", "temperature")
+_OF_THE_RUN = ("dtype", "remat", "unroll", "attention", "temperature", "system_prompt")
 _OF_THE_DATA = ("min_pixels", "max_pixels")
+_KEYS = (*_OF_THE_RUN, "text", "vision", "num_chorus", "chorus_token", "lora")
+"""Of the `model` section beside an `init_from`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +47,27 @@ def starting_point(config: ConfigDict, run: Path | None = None) -> Start:
     """The model of a config: new by its `model` section, or the one in the directory `init_from`.
 
     What `init_from` holds decides the shape; the section then only says how it is run (dtype,
-    remat, unroll, attention, temperature, the pixels of a picture, adapters) and how many chorus
-    tokens a plain Qwen2-VL is given. A run that has begun is its own starting point: its model and
-    tokenizer are read from `run`, and `init_from` is opened only if it has no checkpoint yet.
+    remat, unroll, attention, temperature, system prompt, the pixels of a picture, adapters) and how
+    many chorus tokens a plain Qwen2-VL is given. A run that has begun is its own starting point:
+    its model and tokenizer are read from `run`, and `init_from` is opened only if it has no
+    checkpoint yet.
 
     `model.chorus_token` names a token that the tokenizer has already, such as <|im_end|>: it is
     read in place of a chorus (the EOS baseline of the paper's Table 4).
 
     Raises:
       FileNotFoundError, ValueError: there is no model.
-      ConfigError: it is not what the section says.
+      ConfigError: it is not what the section says, or the section has other keys.
     """
     source = config.get("init_from")
     if not source:
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_DIR)
         return Start(scratch_model(config.model, tokenizer), tokenizer)
+    for key in config.model:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(_KEYS)}"
+            raise ConfigError(f"config.model.{key} says nothing beside config.init_from; {hint}")
 
     def opened() -> tuple[ModelConfig, crem.Params, Any]:
         if not Path(source).is_dir():
@@ -121,5 +130,5 @@ def _adapted(model: ModelConfig, section: ConfigDict, source: str) -> ModelConfi
     changes = {key: values[key] for key in _OF_THE_RUN if key in values}
     changes["vision"] = dataclasses.replace(model.vision, **pixels)
     if values.get("lora"):
-        changes["lora"] = LoRAConfig(**values["lora"])
+        changes["lora"] = build(LoRAConfig, values["lora"], "model.lora")
     return model.replace(**changes)

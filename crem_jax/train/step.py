@@ -14,7 +14,7 @@ from crem_jax import trees
 from crem_jax.config import ModelConfig
 from crem_jax.model import crem
 from crem_jax.train.gradcache import loss_and_gradient
-from crem_jax.train.joint import LossConfig, loss_fn
+from crem_jax.train.joint import LossConfig, bounded, loss_fn
 from crem_jax.train.losses import Metrics
 from crem_jax.types import Batch
 
@@ -93,7 +93,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, trained)
     metrics["grad_norm"] = optax.global_norm(grads)
     metrics["learning_rate"] = learning_rate(state.step)
-    params = optax.apply_updates(trained, updates)
+    params = bounded(optax.apply_updates(trained, updates))
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
     metrics["finite"] = finite.astype(jnp.float32)
     params, opt_state = jax.tree.map(

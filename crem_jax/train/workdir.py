@@ -7,12 +7,14 @@ pictures, skipped records) is written here and copied there, because buckets can
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
 
 from etils import epath
 
 from crem_jax import distributed
+from crem_jax.files import WriteFailed
 
 _MIRRORS = Path("~/.cache/crem_jax/runs")
 _PROBE = ".writable"
@@ -67,27 +69,45 @@ class RunDirectory:
         except Exception as error:  # the bucket's client has many classes of errors
             raise OSError(f"--workdir {self.name} cannot be used: {error}") from error
 
-    def push(self, now: bool = True) -> None:
+    def push(self, now: bool = True, must: bool = True) -> None:
         """Copies small files that have changed here to the bucket.
 
         Each process does so with its own: most are written by process 0 alone.
 
         Args:
           now: or only if the last time was a minute ago.
+          must: or else an error is told, and the next push tries again.
+
+        Raises:
+          WriteFailed: it must, and cannot.
         """
         if self.is_local:
             return
         if not now and time.monotonic() - self._last < _PUSH_EVERY:
             return
-        for path in sorted(p for p in self.local.rglob("*") if p.is_file()):
+        try:
+            for path in sorted(self.local.rglob("*")):
+                if path.is_file() and not path.match(".*.partial"):  # being written
+                    self._copy_up(path)
+        except Exception as error:  # the bucket's client has many classes of errors
+            problem = f"{self.name} cannot be written: {error}"
+            if must:
+                raise WriteFailed(problem) from error
+            print(f"{problem}; this is tried again", file=sys.stderr)
+        self._last = time.monotonic()
+
+    def _copy_up(self, path: Path) -> None:
+        try:
             changed = path.stat().st_mtime
             if self._pushed.get(path) == changed:
-                continue
-            there = self.remote / path.relative_to(self.local).as_posix()
-            there.parent.mkdir(parents=True, exist_ok=True)
-            there.write_bytes(path.read_bytes())
-            self._pushed[path] = changed
-        self._last = time.monotonic()
+                return
+            content = path.read_bytes()
+        except FileNotFoundError:  # put in the place of another, or removed
+            return
+        there = self.remote / path.relative_to(self.local).as_posix()
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(content)
+        self._pushed[path] = changed
 
     def _copy_down(self, there: epath.Path, here: Path) -> None:
         for child in there.iterdir():
