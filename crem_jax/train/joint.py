@@ -73,12 +73,12 @@ class LossConfig:
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ConfigError(f"loss.{name} = {value} is not in 0..1")
         if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"loss.temperature = {self.temperature} must be a number above 0")
+            raise ConfigError(f"model.temperature = {self.temperature} must be a number above 0")
         low, high = TEMPERATURES
         if self.learn_temperature and not low <= self.temperature <= high:
             raise ConfigError(
-                f"loss.temperature = {self.temperature} is not in {low}..{high}, the bounds of one "
-                "that is learnt (loss.learn_temperature)"
+                f"model.temperature = {self.temperature} is not in {low}..{high}, the bounds of "
+                "one that is learnt (loss.learn_temperature)"
             )
         if not self.retrieval and not self.generation:
             raise ConfigError("loss.retrieval and loss.generation are both 0; nothing to train")
