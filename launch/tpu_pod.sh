@@ -140,7 +140,12 @@ create() {
     now="$(queued_state)"
     case "$now" in
         "") ;;
-        ACTIVE | SUSPENDED | SUSPENDING | FAILED)
+        ACTIVE) # `state` says nothing if it cannot be asked either: what may be running stays
+            echo "error: the queued resource $name is ACTIVE, but its TPU cannot be seen; try" \
+                "again, or delete it first" >&2
+            exit 1
+            ;;
+        SUSPENDED | SUSPENDING | FAILED)
             echo "the queued resource $name is $now without its TPU: it is made anew" >&2
             delete
             ;;

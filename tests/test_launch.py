@@ -257,6 +257,13 @@ def test_a_queued_resource_that_waits_already_is_waited_for(machine):
     assert [call[4] for call in machine.calls] == ["describe"] * 4
 
 
+def test_a_queued_resource_whose_tpu_cannot_be_seen_is_not_deleted(machine):
+    machine.answers(dict(to=["queued", "describe"], out="ACTIVE"))
+    done = machine.run("tpu_pod.sh", "create", "crem", *POD, "--queued")
+    assert done.returncode == 1 and "is ACTIVE, but its TPU cannot be seen" in done.stderr
+    assert [call[4] for call in machine.calls] == ["describe", "describe"]
+
+
 def test_resume_and_fetch_know_the_arguments_of_the_last_start(machine):
     machine.answers(dict(to=["describe"], out="READY"))
     assert machine.run("tpu_pod.sh", "start", "crem", "--", *TRICKY, BUCKET).returncode == 0
