@@ -23,7 +23,7 @@ from crem_jax import mesh as meshes  # noqa: E402
 from crem_jax.model import mask  # noqa: E402
 from crem_jax.model.attention import attend  # noqa: E402
 from crem_jax.plan.batch import SEQUENCE  # noqa: E402
-from crem_jax.plan.chips import find_pod  # noqa: E402
+from crem_jax.plan.pods import find_pod  # noqa: E402
 
 TOPOLOGY, ROWS = "v5e:2x2", 4
 HEADS, GROUPS, DIM = 12, 2, 128
@@ -32,18 +32,18 @@ VISION_HEADS, VISION_DIM = 16, 80
 
 def context(how: str, q, k, v, region) -> jax.Array:
     """Context rows on themselves."""
-    return attend(q, [(k, v, mask.context_sight(region))], how)
+    return attend(q, [(k, v, mask.context_mask(region))], how)
 
 
 def target(how: str, q, mk, mv, k, v, region, valid, z) -> jax.Array:
     """Target rows on the memory and themselves."""
-    memory = (mk, mv, mask.memory_sight(region, z))
-    return attend(q, [memory, (k, v, mask.own_sight(valid, valid))], how)
+    memory = (mk, mv, mask.memory_mask(region, z))
+    return attend(q, [memory, (k, v, mask.target_mask(valid, valid))], how)
 
 
 def vision(how: str, q, k, v, segment) -> jax.Array:
     """Patches on their picture."""
-    return attend(q, [(k, v, mask.segment_sight(segment))], how)
+    return attend(q, [(k, v, mask.segment_mask(segment))], how)
 
 
 def temporary(call: Callable, how: str, inputs: Sequence[jax.ShapeDtypeStruct], mesh) -> float:

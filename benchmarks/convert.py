@@ -28,9 +28,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from absl import logging
 
 from crem_jax import trees
+from crem_jax.checkpoints.open import open_parts
 from crem_jax.config import DTYPES
 from crem_jax.convert.huggingface import check_same_bits, open_hf
-from crem_jax.model_directory import open_parts
 
 MAKE = Path(__file__).with_name("make_checkpoint.py")
 

@@ -42,15 +42,15 @@ from PIL import Image
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from crem_jax.data.batch_spec import BatchSpec, BucketSpec
-from crem_jax.data.buckets import Size, best_widths, share_rows
-from crem_jax.data.iterator import BatchIterator
-from crem_jax.data.patches import fit_size
-from crem_jax.data.pipeline import Stream
-from crem_jax.data.prompt import Prompter
+from crem_jax.data.batches.bucket_planning import Size, best_widths, share_rows
+from crem_jax.data.batches.iterator import BatchIterator
+from crem_jax.data.batches.spec import BatchSpec, BucketSpec
+from crem_jax.data.batches.stream import Stream
+from crem_jax.data.emoji.drawing import random_background
+from crem_jax.data.emoji.emoji import load_emoji
+from crem_jax.data.images.patches import fit_size
+from crem_jax.data.inputs.prompt import Prompter
 from crem_jax.data.records import Item, Record
-from crem_jax.data.sources.drawing import random_background
-from crem_jax.data.sources.emoji import load_emoji
 from crem_jax.data.sources.jsonl import JsonlRecords
 from crem_jax.train.setup import TOKENIZER_DIR, scratch_model
 

@@ -36,13 +36,13 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import crem_jax
-from crem_jax.api import Model
 from crem_jax.config import ModelConfig, TextConfig, VisionConfig
 from crem_jax.convert.chorus import chorus_tokens
-from crem_jax.data.image import open_picture
+from crem_jax.data.images.decode import open_picture
 from crem_jax.evaluate.emoji import scene_questions, scene_records
-from crem_jax.generate import decoding
-from crem_jax.generate.decoding import Sampling
+from crem_jax.inference import decoding
+from crem_jax.inference.decoding import Sampling
+from crem_jax.inference.model import Model
 from crem_jax.library import library as libraries
 from crem_jax.library.contents import Contents
 from crem_jax.library.indexing import about_of, index

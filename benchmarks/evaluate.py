@@ -2,11 +2,11 @@
 
     python benchmarks/evaluate.py --json
 
-The data are emoji in MMEB's format (`crem_jax.data.emoji_mmeb`), a quarter of its data sets, in the
-sizes of real pictures (`picture_sizes.csv`), a third of them so that a CPU is done in minutes. The
-model has random weights, and its language-model head the share of the arithmetic that Qwen2-VL-2B's
-has. Both ways read the same files and run the same jitted layers on the same machine in float32,
-once to compile and once to be timed.
+The data are emoji in MMEB's format (`crem_jax.evaluate.mmeb.emoji_data`), a quarter of its data
+sets, in the sizes of real pictures (`picture_sizes.csv`), a third of them so that a CPU is done in
+minutes. The model has random weights, and its language-model head the share of the arithmetic that
+Qwen2-VL-2B's has. Both ways read the same files and run the same jitted layers on the same machine
+in float32, once to compile and once to be timed.
 
 Straightforward, as public evaluations do it: each data set by itself, its distinct queries and
 candidates in their order, batches of 16 padded to their longest, the language-model head on every
@@ -32,17 +32,17 @@ import jax
 import numpy as np
 from transformers import AutoTokenizer
 
-from crem_jax.api import Model, pool
 from crem_jax.config import ModelConfig, TextConfig, VisionConfig
 from crem_jax.convert.chorus import chorus_tokens
-from crem_jax.data.emoji_mmeb import write
+from crem_jax.data.inputs.padding import pad_contexts
 from crem_jax.data.records import Item
-from crem_jax.data.rows import pad_contexts
 from crem_jax.evaluate.mmeb.cases import read_cases
 from crem_jax.evaluate.mmeb.datasets import Dataset, chosen
+from crem_jax.evaluate.mmeb.emoji_data import write
 from crem_jax.evaluate.mmeb.evaluate import evaluate
+from crem_jax.inference.model import Model, pool
 from crem_jax.model.crem import Crem, init
-from crem_jax.model.mask import context_sight
+from crem_jax.model.mask import context_mask
 from crem_jax.train.start import TOKENIZER_DIR
 
 NAMES = (
@@ -170,7 +170,7 @@ def forward(config: ModelConfig, params, context):
         x = module.backbone.embed(context.tokens)
         if context.patches is not None:
             x = module.compressor._insert(x, context.tokens, module.vision(context.patches))
-        hidden, _ = module.backbone(x, context.position, context_sight(context.region))
+        hidden, _ = module.backbone(x, context.position, context_mask(context.region))
         return hidden[:, -config.num_chorus :], module.backbone.logits(hidden)
 
     return Crem(config).apply({"params": params}, context, method=run)

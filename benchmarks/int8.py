@@ -21,12 +21,12 @@ import jax
 import numpy as np
 
 import crem_jax
-from crem_jax.api import Model
 from crem_jax.config import DTYPES
-from crem_jax.data.shapes import context_batches, pad_questions
-from crem_jax.data.sources.emoji import WHAT, EmojiPictures
-from crem_jax.generate import decoding
-from crem_jax.generate.decoding import Sampling
+from crem_jax.data.emoji.emoji import WHAT, EmojiPictures
+from crem_jax.inference import decoding
+from crem_jax.inference.batches import context_batches, pad_questions
+from crem_jax.inference.decoding import Sampling
+from crem_jax.inference.model import Model
 from crem_jax.model import crem
 
 GREEDY = Sampling(np.float32(0), np.float32(1), np.int32(0))

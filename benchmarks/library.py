@@ -34,9 +34,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import numpy as np
 
 from crem_jax.library import library as libraries
+from crem_jax.library.ann.rotation import Rotation
 from crem_jax.library.entry import About, Entry
 from crem_jax.library.memory_codec import encode_memory
-from crem_jax.library.rotation import Rotation
 from crem_jax.types import CHORUS, KV, Memory
 
 TOP = 10
@@ -276,7 +276,7 @@ def _memories(lib: libraries.Library, count: int) -> dict:
 def _spectrum(directory: str) -> tuple[np.ndarray, float]:
     """(eigenvalues of the covariance, length of the mean) of a model's emoji embeddings."""
     import crem_jax
-    from crem_jax.data.registry import make_source
+    from crem_jax.data.sources.registry import make_source
 
     model = crem_jax.load(directory)
     source = make_source("emoji", {})

@@ -32,7 +32,7 @@ from crem_jax.commands.progress import bytes_bar
 from crem_jax.config import DTYPES, ModelConfig
 from crem_jax.convert import table
 from crem_jax.convert.huggingface import export_hf
-from crem_jax.lazy import Index, LazyArray
+from crem_jax.lazy_array import Index, LazyArray
 from crem_jax.train.setup import TOKENIZER_DIR, scratch_model
 
 
@@ -83,7 +83,7 @@ def random_params(config: ModelConfig, dtype: str, seed: int) -> dict:
 
         return LazyArray(shape, jnp.dtype(dtype), read)
 
-    shapes = table.our_shapes(config)
+    shapes = table.crem_shapes(config)
     return trees.unflatten({path: noise(path, shape) for path, shape in shapes.items()})
 
 

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
-from crem_jax import api
 from crem_jax.convert.chorus import add_chorus
 from crem_jax.convert.huggingface import export_hf, open_hf
+from crem_jax.data.inputs.padding import pad_contexts, pad_targets
 from crem_jax.data.records import Item
-from crem_jax.data.rows import pad_contexts, pad_targets
+from crem_jax.inference import model as api
 from crem_jax.model import crem
 from crem_jax.types import PAD
 

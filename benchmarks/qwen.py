@@ -28,7 +28,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration  # noqa: E402
 
-from crem_jax import lazy  # noqa: E402
+from crem_jax import lazy_array  # noqa: E402
 from crem_jax.config import ModelConfig  # noqa: E402
 from crem_jax.convert import config_json, table  # noqa: E402
 from crem_jax.convert.safetensors_io import Weights  # noqa: E402
@@ -150,7 +150,7 @@ def ours_of(directory: str) -> tuple[ModelConfig, crem.Params]:
     """The saved model as ours."""
     config = config_json.from_hf(json.loads((Path(directory) / "config.json").read_text()))
     weights = Weights(Path(directory))
-    params = lazy.materialise(table.from_hf(config, weights, source=directory), np.float32)
+    params = lazy_array.materialise(table.from_hf(config, weights, source=directory), np.float32)
     return config, jax.tree.map(jnp.array, params)
 
 

@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from crem_jax.data.sources.emoji import WHAT, EmojiPictures
+from crem_jax.data.emoji.emoji import WHAT, EmojiPictures
 
 CALLS = {  # kind: its share
     "embed words": 0.3,

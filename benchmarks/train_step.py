@@ -32,12 +32,12 @@ import optax
 import torch
 
 from crem_jax.config import ModelConfig
-from crem_jax.data.batch_spec import BucketSpec
+from crem_jax.data.batches.spec import BucketSpec
 from crem_jax.flops import model_flops
 from crem_jax.model import crem
-from crem_jax.train import joint
-from crem_jax.train.meter import device_peak
-from crem_jax.train.step import TrainState, train_step
+from crem_jax.train.objective import joint_loss
+from crem_jax.train.objective.step import TrainState, train_step
+from crem_jax.train.run.meter import device_peak
 from crem_jax.types import CHORUS, Batch, Context, Target
 
 LIMIT = 2e-2 if qwen.GPU else 1e-4
@@ -45,7 +45,7 @@ LIMIT = 2e-2 if qwen.GPU else 1e-4
 
 LR, BETAS, EPS, DECAY = 1e-5, (0.9, 0.98), 1e-8, 0.01
 SEED = 0
-LOSS = joint.LossConfig(elastic=0.0, symmetric=False, temperature=0.02, p_compressed=0.5)
+LOSS = joint_loss.LossConfig(elastic=0.0, symmetric=False, temperature=0.02, p_compressed=0.5)
 
 
 def make_batch(config: ModelConfig, size: dict, rows: int) -> tuple[Batch, dict[str, torch.Tensor]]:
@@ -82,7 +82,7 @@ def make_batch(config: ModelConfig, size: dict, rows: int) -> tuple[Batch, dict[
         candidate_hash=found,
     )
     key = jax.random.fold_in(jax.random.key(SEED), 0)
-    z = np.asarray(joint.draw(batch, key, config, LOSS).z["sequence"])
+    z = np.asarray(joint_loss.draw(batch, key, config, LOSS).z["sequence"])
     slots = context.tokens.shape[1]
     mask = np.tril(np.ones((rows, 1, slots + width, slots + width), bool))
     mask[z, :, slots:, : slots - qwen.CHORUS] = False

@@ -1,6 +1,6 @@
 """A mixture of three formats on one small model: how a run on MMEB, ShareGPT-4V and tfds is set up.
 
-python -m crem_jax.data.emoji_formats data/emoji               # the packaged emoji in all formats
+python -m crem_jax.data.emoji.example_files data/emoji         # the packaged emoji in all formats
 crem prepare data/emoji/mmeb data/emoji/prepared               # MMEB format, as ArrayRecord shards
 crem train --config=configs/mixture.py --workdir=runs/mixture  # :smoke ends in a minute
 
@@ -10,7 +10,7 @@ For the data of the field put its paths here, and model, loss and optimiser of `
 from emoji import get_config as embedded
 from ml_collections import ConfigDict
 
-from crem_jax.data.sources.emoji import DATA_DIR
+from crem_jax.data.emoji.emoji import DATA_DIR
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -16,7 +16,7 @@ __all__ = ["Model", "__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     if name in ("load", "Model"):
-        from crem_jax import api
+        from crem_jax.inference import model as api
 
         return getattr(api, name)
     if name == "__version__":

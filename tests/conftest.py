@@ -46,10 +46,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory: a small untrained model with four chorus tokens."""
     import jax
-    import toy
 
-    from crem_jax.checkpoint import save_model
+    from crem_jax.checkpoints.model_directory import save_model
     from crem_jax.model import crem
+    from tests.support import toy
 
     directory = tmp_path_factory.mktemp("models") / "tiny"
     config = toy.config()

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 
 from crem_jax.ablation.study import Row, Study
-from crem_jax.api import Model
-from crem_jax.data.shapes import context_batches
-from crem_jax.data.sources.questions import SEE
-from crem_jax.data.sources.scenes import Scenes
-from crem_jax.data.sources.sign import SAY
+from crem_jax.data.emoji.questions import SEE
+from crem_jax.data.emoji.scenes import Scenes
+from crem_jax.data.emoji.sign import SAY
 from crem_jax.evaluate import emoji
 from crem_jax.evaluate.tokens import token_accuracy
+from crem_jax.inference.batches import context_batches
+from crem_jax.inference.model import Model
 from crem_jax.model import crem
 from crem_jax.types import CONTEXT, Context, Memory
 

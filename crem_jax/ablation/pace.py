@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 
 from crem_jax.ablation.measure import Asked
 from crem_jax.ablation.study import Row, Setting
-from crem_jax.data.batch_spec import make_batch_spec
+from crem_jax.data.batches.spec import make_batch_spec
 from crem_jax.files import write_json
 from crem_jax.flops import model_flops
 from crem_jax.train.loop import train
-from crem_jax.train.metrics import read_metrics
+from crem_jax.train.run.metrics import read_metrics
 from crem_jax.train.setup import make_objective
 
 FILE = "pace.json"

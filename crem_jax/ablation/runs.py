@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from crem_jax.ablation.measure import Asked
 from crem_jax.ablation.study import Row, Setting, Study
-from crem_jax.api import load
 from crem_jax.files import write_json
-from crem_jax.train import recipe
+from crem_jax.inference.model import load
 from crem_jax.train.loop import train
+from crem_jax.train.run import recipe
 
 SUMMARY = "ablation.json"
 """In a run's directory; `crem eval` writes its summary.json beside it."""

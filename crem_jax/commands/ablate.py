@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from crem_jax.ablation.pace import Cost, step_flops
     from crem_jax.commands.output import print_json
     from crem_jax.commands.recipe import read_recipe
-    from crem_jax.train.faults import PREEMPTED, Preempted
+    from crem_jax.train.run.faults import PREEMPTED, Preempted
 
     workdir, studies = Path(args.workdir), _studies(args)
     _share_compiled_code(workdir)

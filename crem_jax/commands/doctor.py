@@ -58,11 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from crem_jax.commands.output import counting, print_json, print_table
-    from crem_jax.data.doctor import FAULTS, examine
-    from crem_jax.data.look import Limits
-    from crem_jax.data.registry import make_source
-    from crem_jax.data.spec import describe, parse_source
-    from crem_jax.data.workers import default_workers
+    from crem_jax.data.sources.command_line import describe, parse_source
+    from crem_jax.data.sources.registry import make_source
+    from crem_jax.data.tools.doctor import FAULTS, examine
+    from crem_jax.data.tools.inspect_record import Limits
+    from crem_jax.processes import default_workers
     from crem_jax.report.doctor import write_findings
     from crem_jax.train.setup import TOKENIZER_DIR
 

@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     since = time.perf_counter()
-    from crem_jax.api import load
     from crem_jax.commands.output import print_json, print_table
     from crem_jax.evaluate.registry import evaluator
     from crem_jax.files import write_json
+    from crem_jax.inference.model import load
 
     model = load(args.model, args.step)
     directory = Path(args.model)
@@ -56,7 +56,7 @@ def costs(directory: Path, eval_seconds: float) -> dict[str, float | None]:
     than what training and evaluation took.
     """
     from crem_jax.commands.timing import read_timing
-    from crem_jax.train.meter import peak_rss_mb
+    from crem_jax.train.run.meter import peak_rss_mb
 
     timing = read_timing(directory)
     total = timing.get("train_seconds", 0.0) + eval_seconds

@@ -42,11 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from crem_jax.api import load
     from crem_jax.commands.output import counting, print_json, print_table
-    from crem_jax.data.workers import default_workers
     from crem_jax.evaluate.comprehension.answering import MODES
     from crem_jax.evaluate.comprehension.evaluate import evaluate
+    from crem_jax.inference.model import load
+    from crem_jax.processes import default_workers
     from crem_jax.report.comprehension import table_of_scores, write_report
 
     for mode in args.modes:

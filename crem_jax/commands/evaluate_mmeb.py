@@ -57,12 +57,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from crem_jax import distributed
-    from crem_jax.api import load
     from crem_jax.commands.output import counting, print_json, print_table
-    from crem_jax.data.workers import default_workers
     from crem_jax.evaluate.mmeb.datasets import chosen
     from crem_jax.evaluate.mmeb.evaluate import evaluate
     from crem_jax.evaluate.mmeb.summary import to_json, warnings
+    from crem_jax.inference.model import load
+    from crem_jax.processes import default_workers
     from crem_jax.report.mmeb import table_of_means, write_report
 
     datasets = chosen(args.datasets)

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _write_adapter(args: argparse.Namespace) -> None:
-    from crem_jax.checkpoint import open_model
+    from crem_jax.checkpoints.model_directory import open_model
     from crem_jax.commands.output import print_json
     from crem_jax.convert.peft import export_adapter
 
@@ -82,10 +82,10 @@ def _refuse_other_training(directory: Path, params: dict[str, Any]) -> None:
 def _write_model(args: argparse.Namespace) -> None:
     import jax
 
+    from crem_jax.checkpoints.open import open_parts
     from crem_jax.commands.output import print_json
     from crem_jax.commands.progress import bytes_bar
     from crem_jax.convert.huggingface import export_hf
-    from crem_jax.model_directory import open_parts
 
     since = time.perf_counter()
     config, params, tokenizer = open_parts(args.model, args.step)

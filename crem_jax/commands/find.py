@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.words is None and not args.image:
         raise ValueError("nothing to find; expected words, --image FILE, or both")
-    from crem_jax.data.folders import pictures_in
+    from crem_jax.data.images.folders import pictures_in
     from crem_jax.library.library import is_library
 
     if is_library(args.folder):
@@ -71,10 +71,10 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} needs a library; {args.folder} is none")
     paths = pictures_in(args.folder)
 
-    from crem_jax.api import load
     from crem_jax.commands.output import print_json, print_table
     from crem_jax.data.records import Item
-    from crem_jax.finding import rank_pictures
+    from crem_jax.inference.folder_search import rank_pictures
+    from crem_jax.inference.model import load
     from crem_jax.report.figures import retrieval_grid
 
     model = load(args.model, args.step, weights=args.weights)

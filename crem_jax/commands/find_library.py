@@ -6,9 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-from crem_jax.api import load
 from crem_jax.commands.output import print_json, print_table
 from crem_jax.data.records import Item
+from crem_jax.inference.model import load
 from crem_jax.library.entry import Entry
 from crem_jax.library.library import open as open_library
 from crem_jax.report.figures import retrieval_grid

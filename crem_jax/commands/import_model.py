@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import jax
 
-    from crem_jax.checkpoint import save_model
+    from crem_jax.checkpoints.model_directory import save_model
     from crem_jax.commands.output import print_json
     from crem_jax.commands.progress import bytes_bar
     from crem_jax.convert.chorus import add_chorus

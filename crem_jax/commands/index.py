@@ -77,13 +77,13 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from crem_jax import distributed
-    from crem_jax.api import load
     from crem_jax.commands.output import counting, print_json
-    from crem_jax.data.workers import default_workers
+    from crem_jax.inference.model import load
     from crem_jax.library.contents import Contents
     from crem_jax.library.indexing import about_of, index
     from crem_jax.library.library import create, is_library
     from crem_jax.library.library import open as open_library
+    from crem_jax.processes import default_workers
 
     shard = args.shard or distributed.share()
     contents = Contents(args.source, args.prefix)

@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from crem_jax.api import load
     from crem_jax.commands.output import print_json, print_table
     from crem_jax.files import write_json
-    from crem_jax.looking import gaze
+    from crem_jax.inference.attention_maps import gaze
+    from crem_jax.inference.model import load
     from crem_jax.report.gaze import contact_sheet, save_overlays
 
     picture, out = Path(args.image), Path(args.out)

@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> None:
     from crem_jax.commands.output import print_json
     from crem_jax.commands.recipe import read_recipe
     from crem_jax.plan import report
-    from crem_jax.plan.chips import find_pod
     from crem_jax.plan.compile import plan
+    from crem_jax.plan.pods import find_pod
     from crem_jax.plan.sweep import sweep
 
     config = read_recipe(args.config, args.overrides)

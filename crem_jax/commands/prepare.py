@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from crem_jax.commands.output import counting, print_json
-    from crem_jax.data.prepare import SKIPPED_FILE, Plan, prepare
-    from crem_jax.data.registry import make_source
-    from crem_jax.data.spec import describe, parse_source, stamp
-    from crem_jax.data.workers import default_workers
+    from crem_jax.data.sources.command_line import describe, parse_source, stamp
+    from crem_jax.data.sources.registry import make_source
+    from crem_jax.data.tools.prepare import SKIPPED_FILE, Plan, prepare
+    from crem_jax.processes import default_workers
 
     if not args.split.isidentifier():
         raise ValueError(f"--split {args.split!r} is no name; expected letters, digits and _")

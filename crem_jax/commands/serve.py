@@ -83,8 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     token = _token(args)
     try:
-        from crem_jax.serve.gate import LOOPBACK_NAMES, Access, is_loopback
-        from crem_jax.serve.remote import Fetcher
+        from crem_jax.serve.http.access import LOOPBACK_NAMES, Access, is_loopback
+        from crem_jax.serve.inputs.remote import Fetcher
         from crem_jax.serve.service import Service
     except ImportError as error:
         raise ValueError(f"serving needs {error.name}: pip install 'crem_jax[serve]'") from error
@@ -97,10 +97,10 @@ def run(args: argparse.Namespace) -> None:
     limits = _limits(**{name[6:]: v for name, v in vars(args).items() if name.startswith("limit_")})
     fetcher = Fetcher(args.allow_url, limits.body_bytes) if args.allow_url else None
 
-    from crem_jax.api import load
+    from crem_jax.inference.model import load
     from crem_jax.library.library import open as open_library
-    from crem_jax.serve.app import make_app
-    from crem_jax.serve.server import listen, make_server
+    from crem_jax.serve.http.app import make_app
+    from crem_jax.serve.http.server import listen, make_server
 
     listener = listen(args.host, args.port)
     library = open_library(args.library) if args.library else None

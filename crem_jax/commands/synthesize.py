@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from crem_jax.commands.output import counting, print_json
-    from crem_jax.data.registry import make_source
-    from crem_jax.data.spec import parse_source
-    from crem_jax.data.synthesize import Task, synthesize
+    from crem_jax.data.sources.command_line import parse_source
+    from crem_jax.data.sources.registry import make_source
+    from crem_jax.data.tools.synthesize import Task, synthesize
 
     if bool(args.endpoint) != bool(args.model):
         raise ValueError("--endpoint and --model NAME belong together")
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _teacher(args: argparse.Namespace):
-    from crem_jax.data.teachers import EndpointTeacher, ModelTeacher, key_from
+    from crem_jax.data.tools.teachers import EndpointTeacher, ModelTeacher, key_from
 
     sampling = dict(
         max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed
@@ -110,6 +110,6 @@ def _teacher(args: argparse.Namespace):
             retries=args.retries,
             **sampling,
         )
-    from crem_jax.api import load
+    from crem_jax.inference.model import load
 
     return ModelTeacher(load(args.teacher), **sampling)

@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> None:
             f"--sinks {args.sinks} needs --compressed: a native answer sees everything"
         )
 
-    from crem_jax.api import load
     from crem_jax.commands.output import print_json
+    from crem_jax.inference.model import load
 
     model = load(args.model, args.step, weights=args.weights)
     pieces = model.stream(
@@ -119,8 +119,8 @@ def _from_library(args: argparse.Namespace) -> None:
     from crem_jax.library.library import open as open_library
 
     library = open_library(args.library)
-    from crem_jax.api import load
     from crem_jax.commands.output import print_json
+    from crem_jax.inference.model import load
 
     model = load(args.model, args.step, weights=args.weights)
     (answer,) = library.ask(

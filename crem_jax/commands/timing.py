@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from crem_jax.files import WriteFailed, write_json
-from crem_jax.train.meter import peak_rss_mb
+from crem_jax.train.run.meter import peak_rss_mb
 
 FILE = "timing.json"
 _WRITE_EVERY = 5.0  # seconds; what a killed run can lose

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from crem_jax import distributed
 
     with distributed.job(args.distributed):
-        from crem_jax.train.faults import PREEMPTED, Preempted
+        from crem_jax.train.run.faults import PREEMPTED, Preempted
 
         try:
             _train(args)
@@ -90,7 +90,7 @@ def _train(args: argparse.Namespace) -> None:
     from crem_jax.commands.output import print_json
     from crem_jax.commands.recipe import read_recipe
     from crem_jax.commands.timing import TrainingClock, read_timing
-    from crem_jax.train.metrics import WRITERS
+    from crem_jax.train.run.metrics import WRITERS
 
     names = [name for name in args.log.split(",") if name]
     unknown = [name for name in names if name not in WRITERS]
@@ -100,12 +100,12 @@ def _train(args: argparse.Namespace) -> None:
 
     import jax
 
-    from crem_jax.api import load
     from crem_jax.evaluate.registry import evaluator
+    from crem_jax.inference.model import load
     from crem_jax.report.run import write_report
     from crem_jax.train.loop import train
-    from crem_jax.train.metrics import read_metrics
-    from crem_jax.train.workdir import RunDirectory
+    from crem_jax.train.run.metrics import read_metrics
+    from crem_jax.train.run.workdir import RunDirectory
 
     name = config.get("evaluate", "emoji")
     measure = evaluator(name).quick if name else None

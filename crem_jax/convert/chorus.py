@@ -8,9 +8,9 @@ import dataclasses
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from crem_jax import lazy
+from crem_jax import lazy_array
 from crem_jax.config import ConfigError, ModelConfig
-from crem_jax.lazy import Index, LazyArray
+from crem_jax.lazy_array import Index, LazyArray
 from crem_jax.model.crem import Params
 
 GROWTH = 128
@@ -70,7 +70,7 @@ def add_chorus(
     for table in ("embedding", "head"):
         if table not in backbone:
             continue
-        old = lazy.of(backbone[table])
+        old = lazy_array.of(backbone[table])
         mean, deviation = _statistics(old, first)
         rows = np.tile(mean, (num_chorus, 1))
         if table == "embedding":

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from crem_jax import lazy
+from crem_jax import lazy_array
 from crem_jax.config import ConfigError, ModelConfig, VisionConfig
 from crem_jax.convert import config_json, table
 from crem_jax.convert.card import model_card
@@ -25,7 +25,7 @@ from crem_jax.convert.safetensors_io import (
 from crem_jax.convert.sentence_transformers import write_sentence_transformers
 from crem_jax.convert.table import WeightsError
 from crem_jax.data.chat_template import chat_template
-from crem_jax.lazy import LazyArray
+from crem_jax.lazy_array import LazyArray
 from crem_jax.model import crem
 
 EXAMPLE = "compressed_generation.py"
@@ -71,7 +71,7 @@ def import_hf(
       As `open_hf`.
     """
     config, params, tokenizer = open_hf(directory)
-    return config, lazy.materialise(params, DTYPES[dtype], shardings), tokenizer
+    return config, lazy_array.materialise(params, DTYPES[dtype], shardings), tokenizer
 
 
 def read_tokenizer(directory: str | os.PathLike) -> PreTrainedTokenizerFast:
@@ -155,7 +155,7 @@ def check_same_bits(
     Raises:
       WeightsError: names the arrays of `source` that differ.
     """
-    differing = [name for name in wanted if not lazy.same(got[name], wanted[name])]
+    differing = [name for name in wanted if not lazy_array.same(got[name], wanted[name])]
     if differing:
         raise WeightsError(f"{source}: read back, {', '.join(differing)} differ from the source")
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from crem_jax import lazy, trees
+from crem_jax import lazy_array, trees
 from crem_jax.config import ConfigError, ModelConfig
 from crem_jax.convert import table
 from crem_jax.convert.safetensors_io import atomic_directory, write_json, write_weights
 from crem_jax.data.chat_template import chat_template
-from crem_jax.lazy import LazyArray
+from crem_jax.lazy_array import LazyArray
 from crem_jax.model.lora import CHORUS_DELTA
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -46,7 +46,7 @@ def export_adapter(
     """
     if config.lora is None:
         raise ConfigError("the model has no adapters; expected a run trained with model.lora")
-    leaves = {path: lazy.of(leaf) for path, leaf in trees.flatten(params).items()}
+    leaves = {path: lazy_array.of(leaf) for path, leaf in trees.flatten(params).items()}
     stems = [path.removesuffix("lora_a") for path in leaves if path.endswith("/lora_a")]
     tensors = dict(pair for stem in stems for pair in _matrices(leaves, stem))
     settings = {
@@ -64,7 +64,7 @@ def export_adapter(
         rows = leaves["backbone/embedding"][first : first + count].astype(np.float32)
         place = "base_model.model.model.language_model.embed_tokens.token_adapter"
         rows = rows + np.asarray(leaves[CHORUS_DELTA], np.float32)
-        tensors[f"{place}.trainable_tokens_delta"] = lazy.of(rows)
+        tensors[f"{place}.trainable_tokens_delta"] = lazy_array.of(rows)
         settings["trainable_token_indices"] = {"embed_tokens": list(config.chorus_ids)}
     with atomic_directory(directory, overwrite=overwrite) as partial:
         (written,) = write_weights(partial, tensors, max_shard_bytes=1 << 62)
@@ -83,8 +83,8 @@ def _matrices(leaves: dict[str, LazyArray], stem: str) -> Iterator[tuple[str, La
     rank = a.shape[-1]
     for layer, (down, up) in enumerate(zip(a, b, strict=True)):
         name = f"base_model.model.{module.format(layer=layer)}"
-        yield f"{name}.lora_A.weight", lazy.of(down.reshape(-1, rank).T)
-        yield f"{name}.lora_B.weight", lazy.of(up.reshape(rank, -1).T)
+        yield f"{name}.lora_A.weight", lazy_array.of(down.reshape(-1, rank).T)
+        yield f"{name}.lora_B.weight", lazy_array.of(up.reshape(rank, -1).T)
 
 
 def _module(stem: str) -> str:

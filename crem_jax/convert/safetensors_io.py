@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from crem_jax import lazy
+from crem_jax import lazy_array
 from crem_jax.convert.table import WeightsError
-from crem_jax.lazy import Index, LazyArray
+from crem_jax.lazy_array import Index, LazyArray
 
 _SYNC_BYTES = 256 << 20
 SINGLE = "model.safetensors"
@@ -160,7 +160,7 @@ def _write_shard(
             for tensor in tensors.values()
             for index in tensor.pieces()
         )
-        for piece in lazy.ahead(reads):
+        for piece in lazy_array.ahead(reads):
             file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
             on_bytes(piece.nbytes)
             unsynced += piece.nbytes

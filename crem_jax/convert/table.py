@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from crem_jax import lazy, trees
+from crem_jax import lazy_array, trees
 from crem_jax.config import ModelConfig
 from crem_jax.convert.transforms import Flat, Linear, Patch, Same, Shape, copy
-from crem_jax.lazy import Index, LazyArray
+from crem_jax.lazy_array import Index, LazyArray
 from crem_jax.model import crem
 
 
@@ -26,17 +26,17 @@ class WeightsError(ValueError):
     """Weights cannot be read or do not fit; the message names the file and the tensors."""
 
 
-def _pair(ours: str, theirs: str, contract: int = 1) -> list[tuple[str, str, Same]]:
+def _pair(ours: str, hf_name: str, contract: int = 1) -> list[tuple[str, str, Same]]:
     return [
-        (f"{ours}/kernel", f"{theirs}.weight", Linear(contract)),
-        (f"{ours}/bias", f"{theirs}.bias", Flat()),
+        (f"{ours}/kernel", f"{hf_name}.weight", Linear(contract)),
+        (f"{ours}/bias", f"{hf_name}.bias", Flat()),
     ]
 
 
-def _norm(ours: str, theirs: str) -> list[tuple[str, str, Same]]:
+def _norm(ours: str, hf_name: str) -> list[tuple[str, str, Same]]:
     return [
-        (f"{ours}/scale", f"{theirs}.weight", Same()),
-        (f"{ours}/bias", f"{theirs}.bias", Same()),
+        (f"{ours}/scale", f"{hf_name}.weight", Same()),
+        (f"{ours}/bias", f"{hf_name}.bias", Same()),
     ]
 
 
@@ -92,17 +92,17 @@ def in_memory(name: str) -> str:
 
 
 @functools.cache
-def our_shapes(config: ModelConfig) -> dict[str, Shape]:
+def crem_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Path -> shape of every parameter of a model."""
     leaves = trees.flatten(nn.meta.unbox(crem.abstract(config)))
     return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
-def their_shapes(config: ModelConfig) -> dict[str, Shape]:
+def hf_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Hugging Face name -> shape of every tensor of a model."""
-    ours = our_shapes(config)
+    ours = crem_shapes(config)
     return {
-        name: transform.theirs(shape)
+        name: transform.hf_shape(shape)
         for path, names, transform, shape in _expanded(ours)
         for name in names
     }
@@ -131,7 +131,7 @@ def from_hf(
         twin = names.setdefault(canonical(name), name)
         if twin != name:
             raise WeightsError(f"{source}: {twin} and {name} are the same tensor; expected one")
-    expected = their_shapes(config)
+    expected = hf_shapes(config)
     got = {short: tensors[name].shape for short, name in names.items()}
     tied_head = HEAD in got and HEAD not in expected
     if tied_head:
@@ -152,8 +152,10 @@ def from_hf(
     if tied_head:
         _check_tied(source, tensors[names[HEAD]], tensors[names[EMBEDDING]])
     params = {
-        path: _ours([tensors[names[name]] for name in theirs], transform, shape, _is_stacked(path))
-        for path, theirs, transform, shape in _expanded(our_shapes(config))
+        path: _parameter(
+            [tensors[names[name]] for name in hf_names], transform, shape, _is_stacked(path)
+        )
+        for path, hf_names, transform, shape in _expanded(crem_shapes(config))
     }
     return trees.unflatten(params)
 
@@ -164,25 +166,25 @@ def to_hf(config: ModelConfig, params: crem.Params) -> dict[str, LazyArray]:
     Raises:
       WeightsError: the parameters are not those of the config; everything is listed.
     """
-    leaves = {path: lazy.of(leaf) for path, leaf in trees.flatten(params).items()}
-    expected = our_shapes(config)
+    leaves = {path: lazy_array.of(leaf) for path, leaf in trees.flatten(params).items()}
+    expected = crem_shapes(config)
     problems = trees.differences({path: leaf.shape for path, leaf in leaves.items()}, expected)
     if problems:
         raise WeightsError(f"the parameters do not fit the config; {'; '.join(problems)}")
     return {
-        name: _theirs(leaves[path], layer if _is_stacked(path) else None, transform, shape)
+        name: _tensor(leaves[path], layer if _is_stacked(path) else None, transform, shape)
         for path, names, transform, shape in _expanded(expected)
         for layer, name in enumerate(names)
     }
 
 
-def _ours(parts: list[LazyArray], transform: Same, shape: Shape, stacked: bool) -> LazyArray:
+def _parameter(parts: list[LazyArray], transform: Same, shape: Shape, stacked: bool) -> LazyArray:
     """The parameter whose layers are `parts`; their arrays should be views, as of memory maps."""
     types = (part.dtype for part in parts)
     dtype = np.dtype(functools.reduce(jnp.promote_types, types, jnp.bfloat16))
 
     def layer(part: LazyArray, index: Index, out: np.ndarray) -> None:
-        copy(transform.to_ours(part[...], shape)[index], out)
+        copy(transform.to_crem(part[...], shape)[index], out)
 
     def read(index: Index) -> np.ndarray:
         out = np.empty([s.stop - s.start for s in index], dtype)
@@ -195,45 +197,45 @@ def _ours(parts: list[LazyArray], transform: Same, shape: Shape, stacked: bool) 
     return LazyArray((len(parts), *shape) if stacked else shape, dtype, read)
 
 
-def _theirs(leaf: LazyArray, layer: int | None, transform: Same, shape: Shape) -> LazyArray:
+def _tensor(leaf: LazyArray, layer: int | None, transform: Same, shape: Shape) -> LazyArray:
     """The tensor of one layer of a parameter (None: the parameter has no layers)."""
     ahead = () if layer is None else (slice(layer, layer + 1),)
 
     def read(index: Index) -> np.ndarray:
         if type(transform) is Same:
             return leaf[(*ahead, *index)].reshape([s.stop - s.start for s in index])
-        view = transform.to_theirs(leaf[ahead or ...].reshape(shape))[index]
+        view = transform.to_hf(leaf[ahead or ...].reshape(shape))[index]
         return copy(view, np.empty(view.shape, view.dtype))
 
-    return LazyArray(transform.theirs(shape), leaf.dtype, read)
+    return LazyArray(transform.hf_shape(shape), leaf.dtype, read)
 
 
 _READABLE = tuple(np.dtype(t) for t in (np.float32, jnp.bfloat16, np.float16))
-THEIRS = {ours: theirs for ours, theirs, _ in ROWS}
+HF_NAMES = {path: hf_name for path, hf_name, _ in ROWS}
 
 
-def _expanded(ours: Mapping[str, Shape]) -> Iterator[tuple[str, list[str], Same, Shape]]:
+def _expanded(shapes: Mapping[str, Shape]) -> Iterator[tuple[str, list[str], Same, Shape]]:
     """(path, Hugging Face names, transform, shape of one layer) of each row this model has."""
-    unknown = sorted(set(ours) - set(THEIRS))
+    unknown = sorted(set(shapes) - set(HF_NAMES))
     if unknown:
         raise WeightsError(f"the name table has no row for {', '.join(unknown)}")
-    for path, theirs, transform in ROWS:
-        if path not in ours:
+    for path, hf_name, transform in ROWS:
+        if path not in shapes:
             continue
-        shape = ours[path]
-        if "{layer}" in theirs:
-            names = [theirs.format(layer=layer) for layer in range(shape[0])]
+        shape = shapes[path]
+        if "{layer}" in hf_name:
+            names = [hf_name.format(layer=layer) for layer in range(shape[0])]
             yield path, names, transform, shape[1:]
         else:
-            yield path, [theirs], transform, shape
+            yield path, [hf_name], transform, shape
 
 
 def _is_stacked(path: str) -> bool:
-    return "{layer}" in THEIRS[path]
+    return "{layer}" in HF_NAMES[path]
 
 
 def _check_tied(source: str, head: LazyArray, embedding: LazyArray) -> None:
-    if head.shape != embedding.shape or not lazy.same(head, embedding):
+    if head.shape != embedding.shape or not lazy_array.same(head, embedding):
         raise WeightsError(
             f"{source}: config.json ties the head to the embedding, yet {HEAD} differs from "
             f"{EMBEDDING}; expected equal tensors or tie_word_embeddings false"

@@ -16,13 +16,13 @@ _CACHE_BYTES = 256 << 10
 class Same:
     """The same array on both sides."""
 
-    def theirs(self, ours: Shape) -> Shape:
-        return ours
+    def hf_shape(self, shape: Shape) -> Shape:
+        return shape
 
-    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
+    def to_crem(self, array: np.ndarray, shape: Shape) -> np.ndarray:
         return array
 
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
         return array
 
 
@@ -30,14 +30,14 @@ class Same:
 class Flat(Same):
     """Our several axes are one axis there: biases [heads, H] are [heads * H]."""
 
-    def theirs(self, ours: Shape) -> Shape:
-        return (math.prod(ours),)
+    def hf_shape(self, shape: Shape) -> Shape:
+        return (math.prod(shape),)
 
-    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
-        return array.reshape(ours)
+    def to_crem(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        return array.reshape(shape)
 
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        return array.reshape(self.theirs(array.shape))
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(self.hf_shape(array.shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,29 +46,29 @@ class Linear(Same):
 
     contract: int = 1
 
-    def theirs(self, ours: Shape) -> Shape:
-        return math.prod(ours[self.contract :]), math.prod(ours[: self.contract])
+    def hf_shape(self, shape: Shape) -> Shape:
+        return math.prod(shape[self.contract :]), math.prod(shape[: self.contract])
 
-    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
-        return array.T.reshape(ours)
+    def to_crem(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        return array.T.reshape(shape)
 
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        return array.reshape(self.theirs(array.shape)[::-1]).T
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(self.hf_shape(array.shape)[::-1]).T
 
 
 @dataclasses.dataclass(frozen=True)
 class Patch(Same):
     """Our patch kernel [C, t, p * p, E] is a convolution [E, C, t, p, p] there."""
 
-    def theirs(self, ours: Shape) -> Shape:
-        channels, time, pixels, features = ours
+    def hf_shape(self, shape: Shape) -> Shape:
+        channels, time, pixels, features = shape
         return features, channels, time, math.isqrt(pixels), math.isqrt(pixels)
 
-    def to_ours(self, array: np.ndarray, ours: Shape) -> np.ndarray:
-        return np.moveaxis(array, 0, -1).reshape(ours)
+    def to_crem(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        return np.moveaxis(array, 0, -1).reshape(shape)
 
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        return np.moveaxis(array, -1, 0).reshape(self.theirs(array.shape))
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array, -1, 0).reshape(self.hf_shape(array.shape))
 
 
 def copy(source: np.ndarray, out: np.ndarray) -> np.ndarray:

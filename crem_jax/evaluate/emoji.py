@@ -8,12 +8,12 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from crem_jax.api import Model, pool
+from crem_jax.data.emoji.emoji import WHAT, EmojiPictures, load_emoji, same_picture_names
+from crem_jax.data.emoji.questions import MAX_EDITS, questions
+from crem_jax.data.emoji.scenes import Scenes
 from crem_jax.data.records import Record
-from crem_jax.data.sources.emoji import WHAT, EmojiPictures, load_emoji, same_picture_names
-from crem_jax.data.sources.questions import MAX_EDITS, questions
-from crem_jax.data.sources.scenes import Scenes
 from crem_jax.evaluate.ranking import precision_at, ranks
+from crem_jax.inference.model import Model, pool
 
 SCENES = 256
 DESCRIBED = 512

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crem_jax.data.shapes import Shape, fill_batch, plan_batches, shape_of
 from crem_jax.evaluate.progress import Counting, quiet
+from crem_jax.inference.batches import Shape, fill_batch, plan_batches, shape_of
 
 if TYPE_CHECKING:
-    from crem_jax.api import Model
+    from crem_jax.data.inputs.padding import ContextRow
     from crem_jax.data.records import Item
-    from crem_jax.data.rows import ContextRow
     from crem_jax.evaluate.embedding_cache import EmbeddingCache
+    from crem_jax.inference.model import Model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,6 +119,6 @@ def prepared(
 
 
 def _embed(model: Model, rows: Sequence[ContextRow], size: int, k: int | None) -> np.ndarray:
-    from crem_jax.api import pool
+    from crem_jax.inference.model import pool
 
     return pool(model.states_of(fill_batch(rows, size, model.config))[: len(rows)], k)

@@ -21,9 +21,9 @@ from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder, get_prompt
 from tqdm.auto import tqdm
 
-from crem_jax.api import Model
-from crem_jax.data.prompt import ContextRow, PromptError
+from crem_jax.data.inputs.prompt import ContextRow, PromptError
 from crem_jax.data.records import Item, Picture
+from crem_jax.inference.model import Model
 
 _AT_ONCE = 256  # inputs whose patches are held in memory
 _MARGIN = 4  # tokens a cut text may grow by when it is read anew

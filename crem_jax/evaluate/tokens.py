@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crem_jax.api import Model
 from crem_jax.config import ModelConfig
+from crem_jax.data.inputs.padding import pad_targets
 from crem_jax.data.records import Picture
-from crem_jax.data.rows import pad_targets
-from crem_jax.data.shapes import context_batches, step_up
+from crem_jax.inference.batches import context_batches, step_up
+from crem_jax.inference.model import Model
 from crem_jax.model import crem
-from crem_jax.train import cross_entropy
+from crem_jax.train.objective import cross_entropy
 from crem_jax.types import Context, Target
 
 
@@ -41,24 +41,24 @@ def token_accuracy(
         width = step_up(max(len(row.tokens) for row in members))
         members += [None] * (len(context.tokens) - len(members))
         target = pad_targets(members, model.config, width, width)
-        kept = (k or model.config.num_chorus) if compressed else None
-        hits = _hits(model.config, model.params, context, target, kept, sinks)
+        num_visible_chorus = (k or model.config.num_chorus) if compressed else None
+        hits = _hits(model.config, model.params, context, target, num_visible_chorus, sinks)
         right, total = right + int(hits), total + int(np.sum(target.answer >= 0))
     return right / max(total, 1)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "kept", "sinks"))
+@functools.partial(jax.jit, static_argnames=("config", "num_visible_chorus", "sinks"))
 def _hits(
     config: ModelConfig,
     params: crem.Params,
     context: Context,
     target: Target,
-    kept: int | None,
+    num_visible_chorus: int | None,
     sinks: int,
 ) -> jax.Array:
     memory = crem.compress(config, params, context)
-    if kept is not None:
-        memory = memory.chorus_only(kept, sinks)
+    if num_visible_chorus is not None:
+        memory = memory.chorus_only(num_visible_chorus, sinks)
     seen = jnp.zeros(target.tokens.shape[:1], bool)
     hidden, _ = crem.decode(config, params, memory, target, seen)
     hidden = jnp.take_along_axis(hidden, target.answer_slot[..., None], axis=1)

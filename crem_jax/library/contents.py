@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crem_jax.data.image import open_picture
+from crem_jax.data.images.decode import open_picture
 from crem_jax.data.records import Item, Picture
-from crem_jax.data.registry import make_source
+from crem_jax.data.sources.command_line import parse_source
+from crem_jax.data.sources.registry import make_source
 from crem_jax.data.sources.selected import where
-from crem_jax.data.spec import parse_source
 
 _BARE = ("folder", "jsonl")  # kinds that can do without anything to learn
 _THUMBNAIL = 192  # pixels of the longer side
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Thing:
+class IndexItem:
     """One item of a source before it is encoded.
 
     Attributes:
@@ -41,7 +41,7 @@ class Thing:
     metadata: Mapping[str, Any]
 
 
-class ThingError(ValueError):
+class IndexItemError(ValueError):
     """A known item cannot be used. id: its name."""
 
     def __init__(self, name: str, reason: str):
@@ -80,7 +80,7 @@ class Contents:
     def where(self, index: int) -> str:
         return where(self._source, index)
 
-    def thing(self, index: int) -> Thing:
+    def item(self, index: int) -> IndexItem:
         """Item `index`; its pictures are read, but not decoded.
 
         Raises:
@@ -97,18 +97,18 @@ class Contents:
                 told.encode()
             except UnicodeEncodeError as error:
                 shown = told.encode(errors="backslashreplace").decode()
-                raise ThingError("", f"{shown}: the name is not UTF-8") from error
+                raise IndexItemError("", f"{shown}: the name is not UTF-8") from error
         try:
             pictures = tuple(map(_read, record.query.images))
         except OSError as error:
-            raise ThingError(name, f"{error.filename}: {error.strerror}") from error
+            raise IndexItemError(name, f"{error.filename}: {error.strerror}") from error
         item = dataclasses.replace(record.query, images=pictures)
         told = json.dumps([item.text, text, record.metadata], sort_keys=True)
         digest = hashlib.blake2b(digest_size=16)
         for part in (told.encode(), *map(_bytes, item.images)):
             digest.update(len(part).to_bytes(8, "little") + part)
         uri = os.path.abspath(files[0]) if files else ""
-        return Thing(name, item, digest.hexdigest(), uri, text, record.metadata)
+        return IndexItem(name, item, digest.hexdigest(), uri, text, record.metadata)
 
 
 def thumbnail(picture: Picture) -> tuple[bytes, tuple[int, int]]:

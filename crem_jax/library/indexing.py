@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crem_jax.data.rows import ContextRow
-from crem_jax.library.contents import Contents, Thing, ThingError, thumbnail
+from crem_jax.data.inputs.padding import ContextRow
+from crem_jax.library.contents import Contents, IndexItem, IndexItemError, thumbnail
 from crem_jax.library.entry import About, Entry, LibraryError
 from crem_jax.library.library import Library
 
 if TYPE_CHECKING:
-    from crem_jax.api import Model
+    from crem_jax.inference.model import Model
 
 _TIDY_EVERY = 64  # batches
 
@@ -42,7 +42,7 @@ class _Ready:
 
     index: int
     id: str = ""
-    thing: Thing | None = None
+    item: IndexItem | None = None
     row: ContextRow | None = None
     thumbnail: bytes = b""
     size: tuple[int, int] = (0, 0)
@@ -168,13 +168,13 @@ def _chunks(
     def prepare(number: int) -> _Ready:
         name = ""
         try:
-            thing = contents.thing(number)
-            name = thing.id
-            if known.get(name, ("", ""))[0] == thing.content:
-                return _Ready(number, name, thing)
-            small, pixels = thumbnail(thing.item.images[0]) if thing.item.images else (b"", (0, 0))
-            return _Ready(number, name, thing, model.prepare(thing.item), small, pixels)
-        except ThingError as error:
+            item = contents.item(number)
+            name = item.id
+            if known.get(name, ("", ""))[0] == item.content:
+                return _Ready(number, name, item)
+            small, pixels = thumbnail(item.item.images[0]) if item.item.images else (b"", (0, 0))
+            return _Ready(number, name, item, model.prepare(item.item), small, pixels)
+        except IndexItemError as error:
             return _Ready(number, error.id, error=str(error))
         except ValueError as error:
             return _Ready(number, name, error=str(error).removeprefix("<bytes>: "))
@@ -190,7 +190,7 @@ def _chunks(
 
 
 def _store(model: Model, library: Library, source: str, ready: Sequence[_Ready]) -> None:
-    from crem_jax.api import pool
+    from crem_jax.inference.model import pool
     from crem_jax.library.memory_codec import encode_memory
 
     about = library.about
@@ -198,12 +198,12 @@ def _store(model: Model, library: Library, source: str, ready: Sequence[_Ready])
     vectors = np.stack([pool(memory.chorus, k) for k in about.prefixes], axis=1)
     entries = [
         Entry(
-            id=one.thing.id,
+            id=one.item.id,
             vectors=own.astype(np.float16),
-            content=one.thing.content,
-            uri=one.thing.uri,
-            text=one.thing.text or one.thing.item.text,
-            metadata=one.thing.metadata,
+            content=one.item.content,
+            uri=one.item.uri,
+            text=one.item.text or one.item.item.text,
+            metadata=one.item.metadata,
             thumbnail=one.thumbnail,
             width=one.size[0],
             height=one.size[1],

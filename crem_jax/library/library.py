@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crem_jax.library.entry import About, Entry, Hit, LibraryError, UnknownIdError
-from crem_jax.library.store import Entries, Memories
+from crem_jax.library.stores.protocols import Entries, Memories
 
 if TYPE_CHECKING:
-    from crem_jax.api import Model
+    from crem_jax.inference.model import Model
 
 MEMORIES = "memories"
 """The table that every library has."""
@@ -297,7 +297,7 @@ def create(place: str | os.PathLike, about: About) -> Library:
 
 def _lance() -> Any:
     try:
-        from crem_jax.library import lance
+        from crem_jax.library.stores import lance
     except ImportError as error:
         raise LibraryError(
             f"a library needs {error.name}: pip install 'crem_jax[library]'"
@@ -307,7 +307,7 @@ def _lance() -> Any:
 
 def _milvus() -> Any:
     try:
-        from crem_jax.library import milvus
+        from crem_jax.library.stores import milvus
     except ImportError as error:
         raise LibraryError(
             f"vectors in Milvus need {error.name}: pip install 'crem_jax[milvus]'"

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from crem_jax.model.kernels import cudnn, splash
-from crem_jax.model.mask import Sight
+from crem_jax.model.mask import AttentionMask
 
-Seen = Sight | jax.Array
+Mask = AttentionMask | jax.Array
 """Who sees a segment: ids, or any mask bool [B, T or 1, C] (which splash attention cannot use)."""
 
-Segment = tuple[jax.Array, jax.Array, Seen]
+Segment = tuple[jax.Array, jax.Array, Mask]
 """(keys [B, G, C, H], values [B, G, C, H], who sees them)."""
 
 
@@ -44,7 +44,7 @@ def attend(q: jax.Array, segments: Sequence[Segment], how: str = "xla") -> jax.A
       q: [B, N, T, H]; grouped queries share a key/value head, N = G * R.
       segments: keys, values and who sees them; only the last may be causal. A row that sees
         nothing yields a finite average.
-      how: "xla", "splash" (`Sight` alone) or "cudnn".
+      how: "xla", "splash" (`AttentionMask` alone) or "cudnn".
 
     Returns:
       [B, T, N, H] in q's dtype, as the output projection wants it.
@@ -52,13 +52,13 @@ def attend(q: jax.Array, segments: Sequence[Segment], how: str = "xla") -> jax.A
     if how == "splash":
         return splash(q, segments)
     rows = q.shape[2]
-    segments = [(keys, values, as_mask(seen, rows)) for keys, values, seen in segments]
+    segments = [(keys, values, as_mask(mask, rows)) for keys, values, mask in segments]
     return cudnn(q, segments) if how == "cudnn" else _softmax(q, segments)
 
 
-def as_mask(seen: Seen, rows: int) -> jax.Array:
+def as_mask(mask: Mask, rows: int) -> jax.Array:
     """bool [B, T or 1, C]."""
-    return seen.visible(rows) if isinstance(seen, Sight) else seen
+    return mask.visible(rows) if isinstance(mask, AttentionMask) else mask
 
 
 def _softmax(q: jax.Array, segments: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from crem_jax.config import TextConfig
 from crem_jax.mesh import constrain
-from crem_jax.model.attention import Seen, as_mask, attend
+from crem_jax.model.attention import Mask, as_mask, attend
 from crem_jax.model.layers import Dense, RMSNorm, SwiGLU
 from crem_jax.model.rope import Rotation, rotate, text_rotation
 from crem_jax.model.vision import scanned
@@ -27,8 +27,8 @@ class Block(nn.Module):
         memory: KV | None,
         buffer: KV | None,
         rotation: Rotation,
-        memory_seen: Seen | None,
-        self_seen: Seen,
+        memory_mask: Mask | None,
+        self_mask: Mask,
         start: jax.Array | None,
     ) -> tuple[jax.Array, KV]:
         """One decoder layer.
@@ -69,9 +69,9 @@ class Block(nn.Module):
             )
         # A cache has more columns than rows, and no kernel gains anything on one row.
         how = self.attention if buffer is None else "xla"
-        segments = [(own.keys, own.values, self_seen)]
+        segments = [(own.keys, own.values, self_mask)]
         if memory is not None:
-            segments.insert(0, (memory.keys, memory.values, memory_seen))
+            segments.insert(0, (memory.keys, memory.values, memory_mask))
         scale = 0.5 / cfg.num_layers
         x = x + Dense(
             (cfg.hidden_size,),
@@ -120,9 +120,9 @@ class Backbone(nn.Module):
         self,
         x: jax.Array,
         position: jax.Array,
-        self_seen: Seen,
+        self_mask: Mask,
         memory: KV | None = None,
-        memory_seen: Seen | None = None,
+        memory_mask: Mask | None = None,
         buffer: KV | None = None,
         start: jax.Array | None = None,
     ) -> tuple[jax.Array, KV]:
@@ -140,9 +140,9 @@ class Backbone(nn.Module):
         cfg = self.config
         rotation = text_rotation(position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
         if self.attention != "splash" or buffer is not None:  # one mask for all layers
-            self_seen = as_mask(self_seen, x.shape[1])
-            memory_seen = None if memory is None else as_mask(memory_seen, x.shape[1])
-        x, kv = self.layers(x, memory, buffer, rotation, memory_seen, self_seen, start)
+            self_mask = as_mask(self_mask, x.shape[1])
+            memory_mask = None if memory is None else as_mask(memory_mask, x.shape[1])
+        x, kv = self.layers(x, memory, buffer, rotation, memory_mask, self_mask, start)
         return self.norm(x), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from crem_jax.model.attention import as_mask
 from crem_jax.model.backbone import Block
 from crem_jax.model.crem import Params
 from crem_jax.model.layers import Dense, RMSNorm
-from crem_jax.model.mask import context_sight
+from crem_jax.model.mask import context_mask
 from crem_jax.model.rope import rotate, text_rotation
 from crem_jax.types import KV, Context, Memory
 
@@ -43,7 +43,7 @@ def chorus_attention(
     turn = text_rotation(
         context.position[:, start:], cfg.head_dim, cfg.rope_theta, cfg.mrope_section
     )
-    seen = as_mask(context_sight(context.region), slots)[:, start:]
+    seen = as_mask(context_mask(context.region), slots)[:, start:]
     block = Block(cfg, dtype)
 
     def layer(x: jax.Array, inputs: tuple[Params, KV]) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from crem_jax.model.backbone import Backbone
-from crem_jax.model.mask import context_sight
+from crem_jax.model.mask import context_mask
 from crem_jax.model.vision import VisionTower
 from crem_jax.types import Context, Memory
 
@@ -36,7 +36,7 @@ class Compressor(nn.Module):
         if self.has_variable("params", "chorus_delta"):
             delta = self.get_variable("params", "chorus_delta").astype(x.dtype)
             x = x.at[:, slots - self.num_chorus :].add(delta)
-        hidden, kv = self.backbone(x, context.position, context_sight(context.region))
+        hidden, kv = self.backbone(x, context.position, context_mask(context.region))
         return Memory(
             kv=kv,
             region=context.region,

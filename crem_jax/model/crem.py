@@ -43,7 +43,7 @@ class Crem(nn.Module):
     def compress(self, context: Context, vision: jax.Array | None = None) -> Memory:
         return self.compressor(context, vision)
 
-    def see(self, patches: Patches) -> jax.Array:
+    def encode_images(self, patches: Patches) -> jax.Array:
         return self.vision(patches)
 
     def decode(
@@ -68,9 +68,9 @@ def compress(
     return _apply(config, params, Crem.compress, context, vision)
 
 
-def see(config: ModelConfig, params: Params, patches: Patches) -> jax.Array:
+def encode_images(config: ModelConfig, params: Params, patches: Patches) -> jax.Array:
     """Vision tokens [B, P / merge², D] that `compress` takes in place of its own."""
-    return _apply(config, params, Crem.see, patches)
+    return _apply(config, params, Crem.encode_images, patches)
 
 
 def decode(

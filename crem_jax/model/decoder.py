@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from crem_jax.model.backbone import Backbone
-from crem_jax.model.mask import memory_sight, own_sight
+from crem_jax.model.mask import memory_mask, target_mask
 from crem_jax.types import KV, Cache, Memory, Target
 
 
@@ -39,9 +39,9 @@ class Decoder(nn.Module):
         hidden, kv = self.backbone(
             self.backbone.embed(target.tokens),
             jnp.repeat(position[..., None], 3, axis=-1),
-            own_sight(target.valid, real, start),
+            target_mask(target.valid, real, start),
             memory.kv,
-            memory_sight(memory.region, z),
+            memory_mask(memory.region, z),
             None if cache is None else cache.kv,
             start,
         )

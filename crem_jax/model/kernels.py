@@ -2,7 +2,7 @@
 
 Neither ever holds the scores [B, N, T, C]. A target row's memory and own keys are laid end to end:
 one causal kernel whose diagonal starts behind the memory then is the whole softmax, and the ids of
-`Sight` say which of the memory is visible. Lengths are padded to the kernel's tiles.
+`AttentionMask` say which of the memory is visible. Lengths are padded to the kernel's tiles.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from crem_jax.mesh import by_rows_and_heads
-from crem_jax.model.mask import HIDDEN, UNSEEN, Sight
+from crem_jax.model.mask import HIDDEN, UNSEEN, AttentionMask
 
 LANES = 128
 LARGEST_BLOCK = 512
 
 
-def splash(q: jax.Array, segments: Sequence[tuple[jax.Array, jax.Array, Sight]]) -> jax.Array:
+def splash(
+    q: jax.Array, segments: Sequence[tuple[jax.Array, jax.Array, AttentionMask]]
+) -> jax.Array:
     """See `attention.attend`. Off TPU the kernel is interpreted: exact, and only for tests."""
     batch, _, rows, dim = q.shape
     own = segments[-1][2]

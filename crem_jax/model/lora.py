@@ -25,7 +25,7 @@ import numpy as np
 
 from crem_jax import trees
 from crem_jax.config import ConfigError, ModelConfig
-from crem_jax.lazy import LazyArray
+from crem_jax.lazy_array import LazyArray
 
 CHORUS_DELTA = "compressor/chorus_delta"
 _TWO_INPUTS = ("heads", "vision_heads")

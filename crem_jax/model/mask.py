@@ -13,7 +13,7 @@ With two context slots V T, two chorus slots U and three target slots Q A A, row
       A   x x x x x x x         A   . . x x x x x
 
 The target never looks back at the context when z = 1; the chorus always sees all of it. The upper
-left of the drawing is `context_sight`, the lower left `memory_sight`, the lower right `own_sight`.
+left of the drawing is `context_mask`, the lower left `memory_mask`, the lower right `target_mask`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SEEN, UNSEEN, HIDDEN = 1, 0, -1
 
 
 @struct.dataclass
-class Sight:
+class AttentionMask:
     """Who sees whom: a row sees a column iff their ids are equal and, if causal, it comes no later.
 
     Kernels read these vectors as segment ids; `visible` spells them out for the dense softmax.
@@ -55,24 +55,24 @@ class Sight:
         return same & (column[None, :] <= row[:, None])
 
 
-def context_sight(region: jax.Array) -> Sight:
+def context_mask(region: jax.Array) -> AttentionMask:
     """Of the context on itself. region: int32 [B, S]."""
     ids = jnp.where(region == PAD, UNSEEN, SEEN)
-    return Sight(ids, ids, causal=True)
+    return AttentionMask(ids, ids, causal=True)
 
 
-def memory_sight(region: jax.Array, z: jax.Array) -> Sight:
+def memory_mask(region: jax.Array, z: jax.Array) -> AttentionMask:
     """Of the target on its memory. region: int32 [B, S]; z: bool [B], True where compressed."""
     seen = (region == CHORUS) | ((region == CONTEXT) & ~z[:, None])
     columns = jnp.where(seen, SEEN, HIDDEN)
-    return Sight(jnp.full((len(region), 1), SEEN), columns)
+    return AttentionMask(jnp.full((len(region), 1), SEEN), columns)
 
 
-def own_sight(valid: jax.Array, columns: jax.Array, start: jax.Array | int = 0) -> Sight:
+def target_mask(valid: jax.Array, columns: jax.Array, start: jax.Array | int = 0) -> AttentionMask:
     """Of the target on itself. valid: bool [B, T] rows; columns: bool [B, C], from `start` on."""
-    return Sight(valid.astype(jnp.int32), columns.astype(jnp.int32), start, causal=True)
+    return AttentionMask(valid.astype(jnp.int32), columns.astype(jnp.int32), start, causal=True)
 
 
-def segment_sight(segment: jax.Array) -> Sight:
+def segment_mask(segment: jax.Array) -> AttentionMask:
     """Of patches on their own segment (picture or window). segment: int32 [B, P]; 0 is padding."""
-    return Sight(segment, segment)
+    return AttentionMask(segment, segment)

@@ -11,7 +11,7 @@ from crem_jax.config import VisionConfig
 from crem_jax.mesh import constrain
 from crem_jax.model.attention import attend
 from crem_jax.model.layers import Dense, LayerNorm, RMSNorm, SwiGLU
-from crem_jax.model.mask import segment_sight
+from crem_jax.model.mask import segment_mask
 from crem_jax.model.rope import Rotation, rotate, vision_rotation
 from crem_jax.types import Patches
 
@@ -68,7 +68,7 @@ class VisionBlock(nn.Module):
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k = rotate(q, rotation), rotate(k, rotation)
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-        out = attend(q, [(k, v, segment_sight(segment))], self.attention)
+        out = attend(q, [(k, v, segment_mask(segment))], self.attention)
         x = x + Dense(
             (cfg.embed_dim,),
             ("vision_heads", "head_dim", "vision_embed"),

@@ -12,13 +12,14 @@ import jax
 from ml_collections import ConfigDict
 
 from crem_jax import mesh as meshes
+from crem_jax.chips import GIB
 from crem_jax.config import ConfigError
-from crem_jax.data.batch_spec import BatchSpec, make_batch_spec
+from crem_jax.data.batches.spec import BatchSpec, make_batch_spec
 from crem_jax.flops import model_flops
 from crem_jax.plan import roofline
 from crem_jax.plan.batch import abstract_batch, check_fits, packed_spec
-from crem_jax.plan.chips import GIB, Pod
 from crem_jax.plan.hlo import Collective, collectives
+from crem_jax.plan.pods import Pod
 from crem_jax.train import layout
 from crem_jax.train.setup import make_objective
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from crem_jax.plan.chips import GIB, Pod
+from crem_jax.chips import GIB
 from crem_jax.plan.compile import Plan
+from crem_jax.plan.pods import Pod
 
 
 def heading(config: str, pod: Pod) -> str:

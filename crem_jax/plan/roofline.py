@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
+from crem_jax.chips import Chip
 from crem_jax.config import ModelConfig
-from crem_jax.data.batch_spec import BucketSpec
+from crem_jax.data.batches.spec import BucketSpec
 from crem_jax.flops import Flops, decoder_weights, model_flops, training_passes
-from crem_jax.plan.chips import Chip
-from crem_jax.train.joint import LossConfig
+from crem_jax.train.objective.joint_loss import LossConfig
 
 WIDTH = 2
 """Bytes of a bfloat16 weight or activation."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from crem_jax.config import ConfigError
-from crem_jax.plan.chips import Pod
 from crem_jax.plan.compile import Plan, plan
+from crem_jax.plan.pods import Pod
 
 
 def meshes(devices: int) -> list[tuple[int, int, int]]:

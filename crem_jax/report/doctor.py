@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crem_jax.data.doctor import Diagnosis, visual_tokens
 from crem_jax.data.sources.selected import write_index
+from crem_jax.data.tools.doctor import Diagnosis, visual_tokens
 from crem_jax.report.figures import new_figure, save_figure
 
 if TYPE_CHECKING:

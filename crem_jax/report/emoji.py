@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from crem_jax.data.sources.emoji import WHAT, EmojiPictures, load_emoji, same_picture_names
-from crem_jax.data.sources.questions import SEE
-from crem_jax.data.sources.scene import OBJECTS
-from crem_jax.data.sources.scenes import Scenes
+from crem_jax.data.emoji.emoji import WHAT, EmojiPictures, load_emoji, same_picture_names
+from crem_jax.data.emoji.questions import SEE
+from crem_jax.data.emoji.scene import OBJECTS
+from crem_jax.data.emoji.scenes import Scenes
 from crem_jax.report.figures import Hit, answers_sheet, retrieval_grid
 
 if TYPE_CHECKING:
-    from crem_jax.api import Model
+    from crem_jax.inference.model import Model
 
 WORDS = ("tiger", "pizza", "rocket", "crying face", "flag: Japan", "thumbs up: medium skin tone")
 _SEEN, _SCENES = 512, 64  # how many are searched, besides all held-out pictures

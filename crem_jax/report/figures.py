@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from crem_jax.data.image import open_picture
+from crem_jax.data.images.decode import open_picture
 from crem_jax.data.records import Picture
 from crem_jax.files import write_bytes
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from crem_jax.data.records import Picture
-from crem_jax.looking import Gaze
+from crem_jax.inference.attention_maps import AttentionMaps
 from crem_jax.report.figures import FAINT, INK, new_figure, save_figure, thumbnail
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def overlay(picture: Picture, share: np.ndarray) -> Image.Image:
     return Image.fromarray(mixed.astype(np.uint8))
 
 
-def contact_sheet(picture: Picture, gazes: Mapping[str, Gaze], path: str | os.PathLike) -> None:
+def contact_sheet(
+    picture: Picture, gazes: Mapping[str, AttentionMaps], path: str | os.PathLike
+) -> None:
     """The picture, and for every model the mean of its tokens' maps and each of them.
 
     Args:
@@ -83,7 +85,7 @@ def _draw(axes: Axes, label: str, shown: Image.Image) -> None:
     axes.set_xlabel(label, fontsize=7, color=FAINT, labelpad=2)
 
 
-def save_overlays(picture: Picture, gaze: Gaze, folder: Path) -> list[Path]:
+def save_overlays(picture: Picture, gaze: AttentionMaps, folder: Path) -> list[Path]:
     """all.png and token-01.png … in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     width = max(2, int(math.log10(len(gaze.maps))) + 1)

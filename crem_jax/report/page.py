@@ -14,7 +14,7 @@ from crem_jax.report.comprehension import table_of_scores
 from crem_jax.report.document import Figure, Section, Table, html
 from crem_jax.report.mmeb import CHART
 from crem_jax.report.run import draw_curves
-from crem_jax.train.metrics import read_metrics
+from crem_jax.train.run.metrics import read_metrics
 
 _MADE_WITH = "made_with"
 _PICTURES = (

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from crem_jax.report import emoji
 from crem_jax.report.figures import training_curves
-from crem_jax.train.metrics import read_metrics
+from crem_jax.train.run.metrics import read_metrics
 
 if TYPE_CHECKING:
-    from crem_jax.api import Model
+    from crem_jax.inference.model import Model
 
 SHOWS = {"emoji": emoji.show}
 """World (`config.evaluate`) → what draws its pictures into a run directory."""

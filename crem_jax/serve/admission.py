@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from crem_jax.serve.errors import Busy, Late
+from crem_jax.serve.errors import DeadlineExceeded, Overloaded
 from crem_jax.serve.limits import Limits
 from crem_jax.serve.metrics import Metrics
 
@@ -56,7 +56,7 @@ class Admission:
         """
         if self.inside >= self._limits.requests:
             seconds = math.ceil(self.inside * self._job_seconds())
-            raise Busy(min(max(seconds, 1), _LONGEST_WAIT))
+            raise Overloaded(min(max(seconds, 1), _LONGEST_WAIT))
         counted = [1]
 
         def leave() -> None:
@@ -68,7 +68,7 @@ class Admission:
         try:
             yield leave
         except TimeoutError as error:
-            raise Late(self._limits.deadline) from error
+            raise DeadlineExceeded(self._limits.deadline) from error
         finally:
             _deadline.reset(token)
             leave()

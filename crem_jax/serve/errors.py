@@ -46,14 +46,14 @@ class ApiError(Exception):
         return json.dumps(self.to_json(), ensure_ascii=False).encode()
 
 
-class Busy(ApiError):
+class Overloaded(ApiError):
     """Too much is waiting; `Retry-After` says for how many seconds to stay away."""
 
     def __init__(self, seconds: int, message: str = "the server is busy; try again later"):
         super().__init__(429, message, code="busy", headers={"Retry-After": str(seconds)})
 
 
-class Late(ApiError):
+class DeadlineExceeded(ApiError):
     """The deadline has passed."""
 
     def __init__(self, seconds: float):

@@ -10,18 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from crem_jax.api import Model, pool
+from crem_jax.inference.model import Model, pool
 from crem_jax.library.entry import Entry, Hit, UnknownIdError
 from crem_jax.library.library import Library
 from crem_jax.serve.admission import Admission, deadline, in_thread
 from crem_jax.serve.conditions import check_condition
-from crem_jax.serve.engine import Engine
+from crem_jax.serve.engine.engine import Engine
+from crem_jax.serve.engine.jobs import Answer, AnswerChunk, Embed, Style
 from crem_jax.serve.errors import ApiError
-from crem_jax.serve.jobs import Answer, Embed, Said, Style
+from crem_jax.serve.inputs.reader import Pictures, Reader
+from crem_jax.serve.inputs.remote import Fetcher
 from crem_jax.serve.limits import Limits
 from crem_jax.serve.metrics import Metrics
-from crem_jax.serve.reading import Pictures, Reader
-from crem_jax.serve.remote import Fetcher
 
 ANSWER_TOKENS = 64
 """Tokens of an answer unless a request says otherwise."""
@@ -99,7 +99,7 @@ class Service:
         Args:
           items: (text, pictures) each.
         """
-        self.model.check_finding(k, dim)
+        self.model.validate_encode(k, dim)
         rows = await asyncio.gather(*(self._reader.row(*item) for item in items))
         step = self.limits.rows
         jobs = [Embed(deadline(), rows[i : i + step]) for i in range(0, len(rows), step)]
@@ -116,14 +116,14 @@ class Service:
         k: int | None = None,
         limit: int | None = None,
         drawing: Drawing | None = None,
-    ) -> tuple[AsyncIterator[Said], int]:
+    ) -> tuple[AsyncIterator[AnswerChunk], int]:
         """An answer piece by piece, and how many tokens the question and its pictures have."""
-        self.model.check_telling(compressed, k)
+        self.model.validate_generate(compressed, k)
         limit = self._limit(limit)
         row, question = await self._reader.conversation(text, pictures, turns)
         style = self._style("compressed" if compressed else "native", drawing)
         job = Answer(deadline(), row, question, style, k, limit)
-        return self._said(job), len(row.tokens) + len(question)
+        return self._answer_chunks(job), len(row.tokens) + len(question)
 
     async def ask(
         self,
@@ -132,7 +132,7 @@ class Service:
         k: int | None = None,
         limit: int | None = None,
         drawing: Drawing | None = None,
-    ) -> list[AsyncIterator[Said]]:
+    ) -> list[AsyncIterator[AnswerChunk]]:
         """Answers from the memories of entries of the library, one for each id."""
         library = self._library()
         limit = self._limit(limit)
@@ -148,7 +148,7 @@ class Service:
         style = self._style("stored", drawing)
         memories = [memory.take([row]) for row in range(len(ids))]
         jobs = [Answer(deadline(), one, tokens, style, k, limit) for one in memories]
-        return [self._said(job) for job in jobs]
+        return [self._answer_chunks(job) for job in jobs]
 
     async def search(
         self,
@@ -209,13 +209,13 @@ class Service:
             for job in jobs:
                 job.cancel()
 
-    async def _said(self, job: Answer) -> AsyncIterator[Said]:
+    async def _answer_chunks(self, job: Answer) -> AsyncIterator[AnswerChunk]:
         self._engine.submit(job)
         try:
             while True:
-                said = await job.receive()
-                yield said
-                if said.ended:
+                chunk = await job.receive()
+                yield chunk
+                if chunk.ended:
                     return
         finally:
             job.cancel()

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from crem_jax import lazy, trees
+from crem_jax import lazy_array, trees
 from crem_jax import mesh as meshes
 from crem_jax.config import ConfigError
-from crem_jax.data.batcher import BatchSpec
+from crem_jax.data.batches.bucketing import BatchSpec
 from crem_jax.model import crem, lora
-from crem_jax.train.losses import Metrics
+from crem_jax.train.objective.info_nce import Metrics
+from crem_jax.train.objective.step import TrainState, init_params, init_state, state_of, train_step
 from crem_jax.train.setup import Objective
-from crem_jax.train.step import TrainState, init_params, init_state, state_of, train_step
 from crem_jax.types import Batch
 
 
@@ -71,7 +71,9 @@ def first_state(
     new = {path for path in wanted if lora.is_adapter(path) or path.startswith("loss/")}
     known = {path: leaf for path, leaf in wanted.items() if path not in new}
     trees.check_same(trees.unflatten(given), trees.unflatten(known), what="config.init_from")
-    params = {p: lazy.materialise(given[p], leaf.dtype, leaf.sharding) for p, leaf in known.items()}
+    params = {
+        p: lazy_array.materialise(given[p], leaf.dtype, leaf.sharding) for p, leaf in known.items()
+    }
 
     def others(key: jax.Array) -> dict[str, jax.Array]:
         fresh = trees.flatten(fresh_state(parts, key).params)

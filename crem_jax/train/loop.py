@@ -13,20 +13,21 @@ from ml_collections import ConfigDict
 
 from crem_jax import distributed
 from crem_jax import mesh as meshes
-from crem_jax.api import Model
-from crem_jax.checkpoint import save_model_files
+from crem_jax.checkpoints.model_directory import save_model_files
 from crem_jax.config import ConfigError
-from crem_jax.data.shards import iterate
+from crem_jax.data.batches.shards import iterate
 from crem_jax.flops import model_flops
-from crem_jax.train import layout, parameters, recipe
-from crem_jax.train.checkpointer import Checkpointer
-from crem_jax.train.faults import FiniteWatch, Preempted, Preemption, check_room, check_workdir
-from crem_jax.train.meter import Meter, Trace, device_peak
-from crem_jax.train.metrics import WRITERS, MetricsLog, means
-from crem_jax.train.progress import Progress
+from crem_jax.inference.model import Model
+from crem_jax.train import layout
+from crem_jax.train.objective.step import TrainState
+from crem_jax.train.run import parameter_table, recipe
+from crem_jax.train.run.checkpointer import Checkpointer
+from crem_jax.train.run.faults import FiniteWatch, Preempted, Preemption, check_room, check_workdir
+from crem_jax.train.run.meter import Meter, Trace, device_peak
+from crem_jax.train.run.metrics import WRITERS, MetricsLog, means
+from crem_jax.train.run.progress import Progress
+from crem_jax.train.run.workdir import RunDirectory
 from crem_jax.train.setup import Parts, make_parts
-from crem_jax.train.step import TrainState
-from crem_jax.train.workdir import RunDirectory
 
 Evaluate = Callable[[Model], dict[str, float]]
 _EVAL = "eval/"
@@ -101,8 +102,8 @@ def train(
     if distributed.is_main():
         save_model_files(run.local, parts.model, parts.tokenizer)
         recipe.write(run.local, wanted, parts.stream.sources, first)
-        table = parameters.parameter_table(abstract, parts.rates)
-        (run.local / parameters.FILE).write_text(table)
+        table = parameter_table.parameter_table(abstract, parts.rates)
+        (run.local / parameter_table.FILE).write_text(table)
         print(table, file=sys.stderr)
         writers = [WRITERS[name](run.local, first, wanted) for name in log_to]
         log = MetricsLog(run.local / "metrics.jsonl", first, writers)

@@ -14,15 +14,15 @@ from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from crem_jax.config import ConfigError, ModelConfig
-from crem_jax.data.batch_spec import make_batch_spec
-from crem_jax.data.pipeline import Stream
-from crem_jax.data.prompt import Prompter
-from crem_jax.data.registry import make_sources
+from crem_jax.data.batches.spec import make_batch_spec
+from crem_jax.data.batches.stream import Stream
+from crem_jax.data.inputs.prompt import Prompter
+from crem_jax.data.sources.registry import make_sources
 from crem_jax.model import crem
-from crem_jax.train.joint import LossConfig
+from crem_jax.train.objective.joint_loss import LossConfig
+from crem_jax.train.objective.step import init_params
 from crem_jax.train.optim import learning_rates, make_optimizer, schedule
 from crem_jax.train.start import TOKENIZER_DIR, scratch_model, starting_point
-from crem_jax.train.step import init_params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
-from crem_jax import checkpoint
+from crem_jax.checkpoints import model_directory
+from crem_jax.checkpoints.open import open_parts
 from crem_jax.config import ConfigError, LoRAConfig, ModelConfig, build
 from crem_jax.convert.chorus import add_chorus, chorus_tokens
 from crem_jax.convert.huggingface import read_tokenizer
 from crem_jax.model import crem
-from crem_jax.model_directory import open_parts
 
 TOKENIZER_DIR = Path(__file__).parents[1] / "assets" / "tokenizer"
 _SPECIAL = {
@@ -81,8 +81,8 @@ def starting_point(config: ConfigDict, run: Path | None = None) -> Start:
             return parts[0].replace(num_chorus=1, first_chorus_id=first), *parts[1:]
         return add_chorus(*parts, count)
 
-    if run is not None and (run / checkpoint.CONFIG_FILE).exists():
-        model, tokenizer = checkpoint.load_config(run), read_tokenizer(run / "tokenizer")
+    if run is not None and (run / model_directory.CONFIG_FILE).exists():
+        model, tokenizer = model_directory.load_config(run), read_tokenizer(run / "tokenizer")
     else:
         model, _, tokenizer = opened()
     return Start(_adapted(model, config.model, source), tokenizer, lambda: opened()[1])

@@ -1,13 +1,26 @@
-"""What all sources that read files have in common."""
+"""What a source is, and what all that read files have in common."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from crem_jax.data.records import Record
+
+
+class Source(Protocol):
+    """A random-access data set. It must be picklable, for worker processes.
+
+    `record` is a pure function of its arguments, and raises a ValueError or an OSError for a record
+    that cannot be used: it is then skipped and named. Other exceptions end the run.
+    """
+
+    def __len__(self) -> int: ...
+
+    def record(self, index: int, rng: np.random.Generator | None) -> Record: ...
 
 
 class FileSource:

@@ -19,7 +19,7 @@ from crem_jax.data.sources.fields import (
     text_of,
     turns_of,
 )
-from crem_jax.data.sources.rows import JsonLines
+from crem_jax.data.sources.file_rows import JsonLines
 
 KEYS = ("id", "query", "positives", "negatives", "turns", "image", "text", "metadata")
 

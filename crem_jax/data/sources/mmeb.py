@@ -18,6 +18,7 @@ import numpy as np
 from crem_jax.data.records import EmptySideError, Item, Record, RecordError
 from crem_jax.data.sources.base import FileSource
 from crem_jax.data.sources.fields import shown, text_of
+from crem_jax.data.sources.file_rows import Rows, scan
 from crem_jax.data.sources.mmeb_files import (
     COLUMNS,
     PLACEHOLDER,
@@ -29,7 +30,6 @@ from crem_jax.data.sources.mmeb_files import (
     subset_files,
     subsets_in,
 )
-from crem_jax.data.sources.rows import Rows, scan
 
 VLM2VEC_V2_CAPS = {
     "ImageNet_1K": 100_000,

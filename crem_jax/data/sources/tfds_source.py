@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from crem_jax.data.prepared import LATER, LAYOUT, decode_record
 from crem_jax.data.records import Record, RecordError
 from crem_jax.data.sources.base import FileSource
 from crem_jax.data.sources.feature_map import FeatureMap
+from crem_jax.data.sources.tfds_layout import LATER, LAYOUT, decode_record
 
 INFO_FILE = "dataset_info.json"
 

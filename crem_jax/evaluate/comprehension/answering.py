@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crem_jax.data.records import Item
-from crem_jax.data.shapes import fill_batch, plan_batches
 from crem_jax.evaluate.comprehension.benchmarks import prompt
 from crem_jax.evaluate.comprehension.tables import Question
 from crem_jax.evaluate.encoding import Work, prepared, shapes_of
+from crem_jax.inference.batches import fill_batch, plan_batches
 
 if TYPE_CHECKING:
-    from crem_jax.api import Model
+    from crem_jax.inference.model import Model
 
 NATIVE, COMPRESSED = MODES = ("native", "compressed")
 _AT_ONCE = 32  # sets of pictures, and questions, whose whole memories are on the device
@@ -99,7 +99,9 @@ def answer_all(
     groups: dict[tuple[str, ...], list[Question]] = {}
     for question in missing:
         groups.setdefault(question.pictures, []).append(question)
-    kept = [None if mode == NATIVE else k or model.config.num_chorus for mode in modes]
+    num_visible_chorus = [
+        None if mode == NATIVE else k or model.config.num_chorus for mode in modes
+    ]
     members = list(groups.values())
     work = [Work(_pictures(group[0]), f"index {group[0].index}") for group in members]
     with ThreadPoolExecutor(workers) as pool:
@@ -108,7 +110,7 @@ def answer_all(
             _check(model, one, group, kind)
         batches = plan_batches(shapes, model.unit, _AT_ONCE)
         for chosen, size, rows in prepared(pool, model, work, batches):
-            memories = model.memories_of(fill_batch(rows, size, model.config), kept)
+            memories = model.memories_of(fill_batch(rows, size, model.config), num_visible_chorus)
             asked = [(row, q) for row, number in enumerate(chosen) for q in members[number]]
             for batch in _batches(asked, kind):
                 numbers = [row for row, _ in batch]

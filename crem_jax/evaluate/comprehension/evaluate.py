@@ -16,7 +16,7 @@ from crem_jax.evaluate.progress import Counting, quiet
 from crem_jax.files import file_digest, write_json
 
 if TYPE_CHECKING:
-    from crem_jax.api import Model
+    from crem_jax.inference.model import Model
 
 
 def evaluate(
@@ -52,7 +52,7 @@ def evaluate(
     if k is not None and COMPRESSED not in modes:
         raise ValueError(f"k = {k} is of compressed answers; the modes are {', '.join(modes)}")
     for mode in modes:
-        model.check_telling(mode == COMPRESSED, k if mode == COMPRESSED else None)
+        model.validate_generate(mode == COMPRESSED, k if mode == COMPRESSED else None)
     k = k or model.config.num_chorus
     if excel:
         check_excel()

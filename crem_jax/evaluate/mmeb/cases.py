@@ -18,6 +18,7 @@ import numpy as np
 
 from crem_jax.data.records import Item, RecordError
 from crem_jax.data.sources.fields import shown, text_of
+from crem_jax.data.sources.file_rows import Rows
 from crem_jax.data.sources.mmeb_files import (
     open_rows,
     picture_layout,
@@ -25,7 +26,6 @@ from crem_jax.data.sources.mmeb_files import (
     plain_text,
     subset_files,
 )
-from crem_jax.data.sources.rows import Rows
 from crem_jax.evaluate.mmeb.datasets import Dataset
 
 SPLIT = "test"

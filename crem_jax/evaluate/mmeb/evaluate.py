@@ -24,7 +24,7 @@ from crem_jax.evaluate.progress import Counting, quiet
 from crem_jax.files import write_json
 
 if TYPE_CHECKING:
-    from crem_jax.api import Model
+    from crem_jax.inference.model import Model
 
 SCORES = "scores.json"
 _PATIENCE = 72  # hours that processes wait for the slowest one
@@ -64,7 +64,7 @@ def evaluate(
         measured in another way.
     """
     out = Path(out)
-    model.check_finding(k, dim)
+    model.validate_encode(k, dim)
     k, width = k or model.config.num_chorus, model.config.text.hidden_size
     conditions = {
         "fingerprint": model.fingerprint,

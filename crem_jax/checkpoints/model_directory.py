@@ -1,0 +1,187 @@
+"""Orbax checkpoints: a model directory (what a run saves beside it: `train.run.checkpointer`).
+
+DIR/crem.json        the model's configuration
+DIR/tokenizer/       tokenizer and chat template
+DIR/checkpoints/N/   params, and for a run also optimizer and data stream position
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from crem_jax import lazy_array, trees
+from crem_jax.checkpoints import lazy_orbax
+from crem_jax.config import ModelConfig
+from crem_jax.convert.huggingface import check_same_bits, read_tokenizer
+from crem_jax.convert.safetensors_io import atomic_directory
+from crem_jax.data.chat_template import chat_template
+from crem_jax.files import write_json
+from crem_jax.model import crem
+
+CONFIG_FILE = "crem.json"
+
+
+def save_model_files(directory: str | Path, config: ModelConfig, tokenizer: Any) -> None:
+    """Writes everything of a model directory but the checkpoints; each file is there whole."""
+    place = Path(directory) / "tokenizer"
+    partial = place.with_name(".tokenizer.partial")
+    tokenizer.chat_template = chat_template(config)
+    tokenizer.save_pretrained(partial)
+    place.mkdir(exist_ok=True)
+    for file in partial.iterdir():
+        os.replace(file, place / file.name)
+    partial.rmdir()
+    write_json(Path(directory) / CONFIG_FILE, config.to_dict())
+
+
+def save_model(
+    directory: str | Path,
+    config: ModelConfig,
+    params: crem.Params,
+    tokenizer: Any,
+    *,
+    verify: bool = False,
+    on_bytes: lazy_orbax.OnBytes | None = None,
+) -> None:
+    """Writes a whole model directory with one checkpoint, step 0, all at once or not at all.
+
+    Args:
+      params: arrays of any kind; LazyArrays are read and written piece by piece.
+      verify: read everything back and compare before the directory appears.
+      on_bytes: told how many bytes of weights have just been written.
+
+    Raises:
+      WeightsError: the directory has files in it, or what is read back differs.
+    """
+    params = jax.tree.map(lazy_array.of, params)
+    with atomic_directory(directory) as partial:
+        handlers = {"params": lazy_orbax.handler(on_bytes)}
+        path = partial / "checkpoints"
+        with ocp.CheckpointManager(path, item_handlers=handlers) as manager:
+            manager.save(0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(params)))
+        if verify:
+            stored, wanted = lazy_orbax.load(path / "0" / "params"), trees.flatten(params)
+            check_same_bits(trees.flatten(stored), wanted, source=str(directory))
+        save_model_files(partial, config, tokenizer)
+
+
+def load_config(directory: str | Path) -> ModelConfig:
+    """Reads crem.json.
+
+    Raises:
+      ValueError: it is no JSON, or holds unknown keys.
+    """
+    path = Path(directory) / CONFIG_FILE
+    try:
+        return ModelConfig.from_dict(json.loads(path.read_text()))
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_model(
+    directory: str | Path,
+    step: int | str = "best",
+    *,
+    dtype: str = "float32",
+    shardings: crem.Params | None = None,
+) -> tuple[ModelConfig, crem.Params, Any]:
+    """(config, params, tokenizer) of a model directory.
+
+    Args:
+      step: "best" (by the metric it was trained for; the last if none was kept), "last", or a
+        step number.
+      dtype: of the parameters.
+      shardings: of the parameters on a device mesh; None puts them on this process's
+        first device.
+
+    Raises:
+      FileNotFoundError: no such checkpoint. ValueError: it does not fit the configuration.
+    """
+    config, tokenizer, where = _find(directory, step)
+    like = _abstract(config)
+    if shardings is None:
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: one, like)
+    like = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding),
+        like,
+        shardings,
+    )
+    wanted = ocp.args.PyTreeRestore(
+        like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        partial_restore=True,  # what else was trained with them stays on disk
+    )
+    with _reading(where):
+        _check_fits(ocp.PyTreeCheckpointHandler().metadata(where).tree, like, where)
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            params = checkpointer.restore(where, args=wanted)
+    return config, params, tokenizer
+
+
+def open_model(
+    directory: str | Path, step: int | str = "best"
+) -> tuple[ModelConfig, crem.Params, Any]:
+    """As `load_model`, the parameters as LazyArrays in the type they are stored in."""
+    config, tokenizer, where = _find(directory, step)
+    with _reading(where):
+        stored = lazy_orbax.load(where)
+        return config, _check_fits(stored, _abstract(config), where), tokenizer
+
+
+def _find(directory: str | Path, step: int | str) -> tuple[ModelConfig, Any, Path]:
+    """Config, tokenizer, and where the parameters of the step are."""
+    directory = Path(directory)
+    config = load_config(directory)
+    tokenizer = read_tokenizer(directory / "tokenizer")
+    path = directory.absolute() / "checkpoints"
+    if not path.is_dir():
+        raise FileNotFoundError(f"{directory} has no checkpoint yet")
+    options = ocp.CheckpointManagerOptions(read_only=True, best_fn=score)
+    with ocp.CheckpointManager(path, options=options) as manager:
+        steps = manager.all_steps()
+        if not steps:
+            raise FileNotFoundError(f"{directory} has no checkpoint yet")
+        if step == "best":
+            best = manager.best_step()
+            step = max(steps) if best is None else best
+        elif step == "last":
+            step = max(steps)
+        elif step not in steps:
+            raise FileNotFoundError(f"{directory} has no checkpoint of step {step}, only {steps}")
+    return config, tokenizer, path / str(step) / "params"
+
+
+def _abstract(config: ModelConfig) -> crem.Params:
+    return jax.eval_shape(lambda: crem.init(config, jax.random.key(0)))
+
+
+def _check_fits(stored: crem.Params, like: crem.Params, where: Path) -> crem.Params:
+    """The stored parameters that `like` names, which must have its shapes."""
+    stored = {name: stored[name] for name in like if name in stored}
+    trees.check_same(stored, like, what=f"{where.parent}, by {CONFIG_FILE},")
+    return stored
+
+
+@contextlib.contextmanager
+def _reading(where: Path) -> Iterator[None]:
+    try:
+        yield
+    except trees.TreeError:
+        raise
+    except Exception as error:  # orbax and tensorstore have no common class for bad data
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{where.parent}: is damaged: {reason}") from error
+
+
+def score(metrics: dict[str, float]) -> float:
+    """What orbax chooses the best checkpoint by."""
+    return metrics["score"]

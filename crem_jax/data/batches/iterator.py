@@ -1,0 +1,187 @@
+"""The checkpointable iterator over training batches, and its account of what was skipped."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import grain
+from absl import flags
+
+from crem_jax.data.batches.bucketing import BAD
+from crem_jax.data.batches.mixture import SampleRef
+from crem_jax.data.batches.packing import BatchPacker
+from crem_jax.data.batches.stream import NO_ROOM, Skip, Stream
+from crem_jax.files import write_text
+from crem_jax.types import Batch
+
+JUDGED_FROM = 100
+"""Records after which `max_bad_fraction` is taken at its word; earlier, it is of so many."""
+
+
+class BatchIterator(grain.DatasetIterator):
+    """Batches of steps first, first + 1, …: what `next` gives, what it leaves, and what it skipped.
+
+    Its state is small and names no worker or thread: the step, the places carried over and two
+    counts. A run may go on with other numbers of workers and threads.
+
+    Args:
+      first, steps: where it begins and ends.
+      workers: processes that load ahead; 0 loads in this one. threads: in every one of them.
+      max_bad_fraction: of all records so far; more skipped ones are an error.
+      log: a JSONL file that gets a line for every record skipped.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        steps: int,
+        first: int = 0,
+        workers: int = 0,
+        threads: int = 2,
+        max_bad_fraction: float = 0.02,
+        log: str | Path | None = None,
+    ):
+        super().__init__()
+        self.stream, self.steps = stream, steps
+        self._options = dict(workers=workers, threads=threads)
+        self._max_bad = max_bad_fraction
+        self._log = Path(log) if log is not None else None
+        self._made: grain.DatasetIterator | None = None
+        self._sums: collections.Counter = collections.Counter()
+        self._restart(dict(step=first, carried=[], seen=0, skipped=0))
+
+    def __next__(self) -> Batch:
+        batch, packed = next(self._source())
+        packer = BatchPacker(self.stream.batcher, batch, packed.usage)
+        skipped = list(packed.skipped)
+        self._carried, waiting = [], [*self._carried]
+        carried = []
+        for ref in waiting:
+            sample = self._place(packer, ref, skipped)
+            if sample is not None:
+                carried.append(sample)
+        skipped += self.stream.add_negatives(packer, carried, 0)
+        room = self.stream.batcher.spec.carry - len(self._carried)
+        self._carried += packed.left[:room]
+        skipped += [self.stream.skip(ref, NO_ROOM) for ref in packed.left[room:]]
+        self._count(packer, skipped, len(carried))
+        self._step += 1
+        return packer.batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {
+            "step": self._step,
+            "carried": [list(ref) for ref in self._carried],
+            "seen": self._seen,
+            "skipped": self._skipped,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.close()
+        self._restart(state)
+
+    def start_prefetch(self) -> None:
+        self._source().start_prefetch()
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._made is not None:
+            self._made.close()
+            self._made = None
+
+    def stats(self) -> dict[str, float]:
+        """Metrics of the batches since the last call, of this process's share.
+
+        data_skipped, data_carried, data_left_out: records not used, records that came a step late,
+        and positives and negatives without room. data_waste, data_waste_patches: share of all
+        context slots, and of all patches, that is padding. data_rows_BUCKET: share of the bucket's
+        rows in use. data_kept: vision tokens after fitting pictures to buckets, as a share of those
+        by the model's own rule.
+        """
+        sums, self._sums = self._sums, collections.Counter()
+        batches = sums["batches"]
+        if not batches:
+            return {}
+        buckets = self.stream.batcher.spec.buckets
+        slots = batches * sum(bucket.slots * bucket.rows for bucket in buckets.values())
+        patches = batches * sum(bucket.patches * bucket.rows for bucket in buckets.values())
+        values = {
+            "data_skipped": sums["skipped"],
+            "data_carried": sums["carried"],
+            "data_left_out": sums["left_out"],
+            "data_waste": 1 - sums["slots"] / slots,
+        }
+        if patches:
+            values["data_waste_patches"] = 1 - sums["patches"] / patches
+        if sums["native"]:
+            values["data_kept"] = sums["visual"] / sums["native"]
+        for name, bucket in buckets.items():
+            values[f"data_rows_{name}"] = sums[f"rows {name}"] / (batches * bucket.rows)
+        return {name: float(value) for name, value in values.items()}
+
+    def _restart(self, state: dict[str, Any]) -> None:
+        self._step, self._seen, self._skipped = state["step"], state["seen"], state["skipped"]
+        self._carried = [SampleRef(*ref) for ref in state["carried"]]
+        self._sums.clear()
+
+    def _source(self) -> grain.DatasetIterator:
+        """The loader from the current step on, started when first needed."""
+        if self._made is None:
+            if self._options["workers"] and not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads flags, which a library cannot parse
+            if self._log is not None and self._log.exists():
+                kept = [line for line in _lines(self._log) if line["step"] < self._step]
+                write_text(self._log, "".join(json.dumps(line) + "\n" for line in kept))
+            dataset = self.stream.loaded(self.steps, self._step, **self._options)
+            self._made = iter(dataset)
+        return self._made
+
+    def _place(self, packer: BatchPacker, ref: SampleRef, skipped: list[Skip]):
+        """Gives a carried record a row, or carries it on."""
+        try:
+            record = self.stream.record(ref)
+            sample = self.stream.batcher.sample(record)
+            result = packer.add([sample])[0]
+        except BAD as error:
+            result, record = error, None
+        if result is None:
+            self._carried.append(ref)
+        elif result is not True:
+            skipped.append(self.stream.skip(ref, result, record))
+        return sample if result is True else None
+
+    def _count(self, packer: BatchPacker, skipped: list[Skip], carried: int) -> None:
+        self._seen += len(self.stream.refs(self._step))
+        self._skipped += len(skipped)
+        self._sums.update(packer.usage.counts)
+        self._sums.update({f"rows {name}": used for name, used in packer.usage.used.items()})
+        self._sums.update(batches=1, skipped=len(skipped), carried=carried)
+        if skipped and self._log is not None:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("a") as file:
+                for skip in skipped:
+                    line = {"step": self._step, **dataclasses.asdict(skip)}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if self._skipped > self._max_bad * max(self._seen, JUDGED_FROM):
+            last = skipped[-1]
+            where = f"; all are named in {self._log}" if self._log is not None else ""
+            raise ValueError(
+                f"{self._skipped} of {self._seen} records could not be used, more than "
+                f"data.max_bad_fraction = {self._max_bad}; the last is {last.id!r} of "
+                f"{last.source!r}: {last.reason}{where}"
+            )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file; one cut off by a crash is left out."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines

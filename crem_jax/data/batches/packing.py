@@ -1,0 +1,294 @@
+"""A batch being filled, row by row, in numpy arrays of static shape."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from crem_jax.config import ModelConfig
+from crem_jax.data.batches.bucketing import BAD, Batcher, Sample
+from crem_jax.data.inputs.padding import (
+    ContextRow,
+    TargetRow,
+    pad_contexts,
+    pad_targets,
+    split_hashes,
+    write_context,
+    write_target,
+)
+from crem_jax.data.inputs.prompt import Draft
+from crem_jax.data.records import Item
+from crem_jax.types import Batch
+
+
+@dataclasses.dataclass(eq=False)
+class Usage:
+    """What is taken of a batch's arrays.
+
+    Attributes:
+      used: rows of each bucket. rows: content hash -> global row number.
+      candidates: content hashes. queries: places of `query_row`.
+      counts: samples, left_out (positives and negatives without room), slots and patches in use,
+        visual (vision tokens) and native (those by the model's own rule).
+    """
+
+    used: dict[str, int]
+    rows: dict[int, int] = dataclasses.field(default_factory=dict)
+    candidates: set[int] = dataclasses.field(default_factory=set)
+    queries: int = 0
+    counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+
+@dataclasses.dataclass(eq=False)
+class RowRequest:
+    """A row that is wanted, and what becomes of it. bucket is None where there is no room."""
+
+    key: int
+    draft: Draft
+    talk: TargetRow | None = None
+    bucket: str | None = None
+    done: ContextRow | None = None
+    error: Exception | None = None
+    row: int = -1
+
+
+class BatchPacker:
+    """A batch that is being filled: numpy arrays, and what is taken of them.
+
+    `add` gives every query and conversation a row and then every first positive; `add_negatives`
+    gives hard negatives what is left.
+
+    Args:
+      batch, taken: of a filling that another process began.
+    """
+
+    def __init__(self, batcher: Batcher, batch: Batch | None = None, usage: Usage | None = None):
+        self.batcher = batcher
+        self.batch = self._nothing() if batch is None else batch
+        self.usage = usage or Usage(dict.fromkeys(batcher.names, 0))
+
+    def _nothing(self) -> Batch:
+        spec, config = self.batcher.spec, self.batcher.prompter.config
+        buckets = {name: spec.buckets[name] for name in self.batcher.names}
+        return Batch(
+            contexts={
+                name: pad_contexts([_empty(config)] * b.rows, config, b.slots, b.patches)
+                for name, b in buckets.items()
+            },
+            targets={
+                name: pad_targets([None] * b.rows, config, b.target_slots, b.answers)
+                for name, b in buckets.items()
+                if b.target_slots
+            },
+            query_row=np.full((spec.queries,), -1, np.int32),
+            positive_hash=np.zeros((spec.queries, spec.positives, 2), np.uint32),
+            candidate_row=np.full((spec.candidates,), -1, np.int32),
+            candidate_hash=np.zeros((spec.candidates, 2), np.uint32),
+        )
+
+    @property
+    def free(self) -> dict[str, int]:
+        """Rows left in each bucket."""
+        return {
+            name: b.rows - self.usage.used[name] for name, b in self.batcher.spec.buckets.items()
+        }
+
+    def add(self, samples: Sequence[Sample]) -> list[Exception | bool | None]:
+        """Places what has room, larger contexts first; then one by one what is left of the rows.
+
+        Returns:
+          For each sample True, None if it found no room, or the error if its pictures are bad.
+        """
+        results = self._add(samples)
+        if len(samples) > 1:
+            for i, sample in enumerate(samples):
+                if results[i] is None:
+                    results[i] = self._add([sample])[0]
+        return results
+
+    def _add(self, samples: Sequence[Sample]) -> list[Exception | bool | None]:
+        queries, positives = self._requests(samples)
+        requests = self._choose(samples, queries, positives)
+        for request in requests:
+            self._finish(request)
+        results: list[Exception | bool | None] = []
+        for query, positive in zip(queries, positives, strict=True):
+            errors = [
+                request.error
+                for request in (query, positive)
+                if request is not None and request.error
+            ]
+            results.append(errors[0] if errors else None if query.bucket is None else True)
+        placed = [result is True for result in results]
+        for part in (queries, positives):
+            for request, good in zip(part, placed, strict=True):
+                if good and request is not None and request.done is not None and request.row < 0:
+                    self._write(request)
+        for sample, query, positive, good in zip(samples, queries, positives, placed, strict=True):
+            if good:
+                self._refer(sample, query, positive)
+        return results
+
+    def add_negatives(
+        self, samples: Sequence[Sample], spare: int = 0
+    ) -> list[tuple[Sample, Exception]]:
+        """Places hard negatives in the order given, leaving `spare` rows of each bucket free.
+
+        Returns:
+          The samples with a negative that cannot be used, and why not.
+        """
+        bad = []
+        for sample in samples:
+            for item in sample.record.negatives:
+                key = item.content_hash()
+                if key in self.usage.candidates:
+                    continue
+                try:
+                    row = self._negative(key, item, spare)
+                except BAD as error:
+                    bad.append((sample, error))
+                    continue
+                if row is None:
+                    self.usage.counts["left_out"] += 1
+                else:
+                    self._candidate(key, row)
+        return bad
+
+    def _requests(
+        self, samples: Sequence[Sample]
+    ) -> tuple[list[RowRequest], list[RowRequest | None]]:
+        """The rows that queries and first positives want; equal items share theirs."""
+        known = {
+            key: RowRequest(key, None, bucket="", row=row) for key, row in self.usage.rows.items()
+        }
+        queries, positives = [], []
+        for sample in samples:
+            key = sample.keys[0]
+            if sample.talk is not None or key not in known:
+                known[key] = RowRequest(key, sample.query, sample.talk)
+            queries.append(known[key])
+        for sample in samples:
+            request = None
+            if sample.positive is not None:
+                request = known.setdefault(
+                    sample.keys[1], RowRequest(sample.keys[1], sample.positive)
+                )
+            positives.append(request)
+        return queries, positives
+
+    def _choose(
+        self,
+        samples: Sequence[Sample],
+        queries: list[RowRequest],
+        positives: list[RowRequest | None],
+    ) -> list[RowRequest]:
+        """Buckets for all jobs; those that are to be done, in order.
+
+        A sample without a row for its query, or for its positive if that is all it has, gives its
+        rows back. A positive without a row is left out where a conversation remains.
+        """
+        free = self.free
+        for part in (queries, positives):
+            wanted = {
+                id(request): request
+                for request in part
+                if request is not None and request.bucket is None
+            }
+            for request in sorted(wanted.values(), key=_size, reverse=True):
+                request.bucket = self.batcher.choose(request.draft, request.talk, free)
+                if request.bucket is not None:
+                    free[request.bucket] -= 1
+        room = len(self.batch.candidate_row) - len(self.usage.candidates)
+        new = dict.fromkeys(
+            request.key for request in positives if request and request.bucket is not None
+        )
+        new = [key for key in new if key not in self.usage.candidates]
+        beyond = set(new[room:])
+        for i, (sample, request) in enumerate(zip(samples, positives, strict=True)):
+            if request is not None and (request.bucket is None or request.key in beyond):
+                positives[i] = None
+                if sample.talk is None:
+                    queries[i] = RowRequest(sample.keys[0], sample.query)
+        needed = [
+            request for part in (queries, positives) for request in part if request is not None
+        ]
+        done = {id(request): request for request in needed if request.bucket and request.row < 0}
+        return list(done.values())
+
+    def _finish(self, request: RowRequest) -> None:
+        visual = self.batcher.room(request.draft, request.bucket) if request.draft.grids else None
+        try:
+            request.done = self.batcher.prompter.finish(request.draft, visual)
+        except BAD as error:
+            request.error = error
+
+    def _negative(self, key: int, item: Item, spare: int) -> int | None:
+        """The row of a hard negative, None if there is no room."""
+        if len(self.usage.candidates) >= len(self.batch.candidate_row) - spare:
+            return None
+        if key in self.usage.rows:
+            return self.usage.rows[key]
+        request = RowRequest(key, self.batcher.prompter.draft(item))
+        free = {name: count - spare for name, count in self.free.items()}
+        request.bucket = self.batcher.choose(request.draft, None, free, required=False)
+        if request.bucket is None:
+            return None
+        self._finish(request)
+        if request.error:
+            raise request.error
+        self._write(request)
+        return request.row
+
+    def _write(self, request: RowRequest) -> None:
+        name, i = request.bucket, self.usage.used[request.bucket]
+        write_context(self.batch.contexts[name], i, request.done, self.batcher.prompter.config)
+        if request.talk is not None:
+            write_target(self.batch.targets[name], i, request.talk)
+        self.usage.used[name] += 1
+        request.row = self.usage.rows[request.key] = self.batcher.offset[name] + i
+        merged = self.batcher.prompter.config.vision.merge_size**2
+        self.usage.counts["slots"] += (
+            len(request.done.tokens) + self.batcher.prompter.config.num_chorus
+        )
+        self.usage.counts["patches"] += len(request.done.picture)
+        self.usage.counts["visual"] += len(request.done.picture) // merged
+        self.usage.counts["native"] += request.draft.visual
+
+    def _refer(self, sample: Sample, query: RowRequest, positive: RowRequest | None) -> None:
+        self.usage.counts["samples"] += 1
+        if sample.positive is None:
+            return
+        if positive is None:
+            self.usage.counts["left_out"] += 1
+        else:
+            hashes = sample.keys[1:]
+            self.batch.query_row[self.usage.queries] = query.row
+            self.batch.positive_hash[self.usage.queries, : len(hashes)] = split_hashes(hashes)
+            self._candidate(positive.key, positive.row)
+        self.usage.queries += 1
+
+    def _candidate(self, key: int, row: int) -> None:
+        if key not in self.usage.candidates:
+            self.batch.candidate_row[len(self.usage.candidates)] = row
+            self.batch.candidate_hash[len(self.usage.candidates)] = key & 0xFFFFFFFF, key >> 32
+            self.usage.candidates.add(key)
+
+
+def _size(request: RowRequest) -> tuple[int, int]:
+    return request.draft.visual, request.draft.fixed
+
+
+@functools.lru_cache(maxsize=4)
+def _empty(config: ModelConfig) -> ContextRow:
+    """Fills unused rows of a bucket: one pad token, referred to by nothing."""
+    return ContextRow(
+        tokens=np.asarray([config.pad_token_id], np.int32),
+        position=np.zeros((1, 3), np.int32),
+        pixels=np.zeros((0, config.vision.patch_values), np.uint8),
+        patch_position=np.zeros((0, 2), np.int32),
+        picture=np.zeros((0,), np.int32),
+    )

@@ -1,0 +1,268 @@
+"""Items and conversations become rows of tokens and patches.
+
+    context  [system] <|im_start|>user⏎ {pictures} {text} | padding | {chorus}
+    target   {question}<|im_end|>⏎<|im_start|>assistant⏎{answer}<|im_end|>⏎<|im_start|>user⏎ …
+
+The same tokens as the chat template gives in one string, split where the chorus ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+
+from crem_jax.config import ModelConfig
+from crem_jax.data.images.decode import open_picture, peek
+from crem_jax.data.images.patches import fast_resizer, fill_grid, fit_size, patchify, resize
+from crem_jax.data.inputs.padding import ContextRow, PromptError, TargetRow, text_positions
+from crem_jax.data.records import Item, Picture
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Draft:
+    """A context whose pictures are still encoded: its size is known, and can still be changed.
+
+    Attributes:
+      head, text: tokens before and after the pictures.
+      pictures: what `peek` made of them. sizes: their upright (height, width).
+      grids: (rows, columns) of vision tokens that each would have by the model's own rule.
+      visual: vision tokens by that rule. fixed: all other tokens, without the chorus.
+    """
+
+    head: tuple[int, ...]
+    text: tuple[int, ...]
+    pictures: tuple[Picture, ...]
+    sizes: tuple[tuple[int, int], ...]
+    grids: tuple[tuple[int, int], ...]
+    visual: int
+    fixed: int
+
+    def shrunk(self, tokens: int) -> tuple[tuple[int, int], ...]:
+        """Grids of at most `tokens` vision tokens in all, each picture giving up the same share.
+
+        Raises:
+          PromptError: not even one token for each.
+        """
+        if tokens >= self.visual:
+            return self.grids
+        if tokens < len(self.grids):
+            raise PromptError(f"{len(self.grids)} pictures do not fit {tokens} vision tokens")
+        shares = [max(1, rows * columns * tokens // self.visual) for rows, columns in self.grids]
+        while sum(shares) > tokens:
+            shares[shares.index(max(shares))] -= 1
+        fitted = zip(self.sizes, shares, strict=True)
+        return tuple(fill_grid(height, width, share) for (height, width), share in fitted)
+
+
+class Prompter:
+    """Builds rows for one model.
+
+    Args:
+      config: the model's.
+      tokenizer: a transformers tokenizer holding Qwen2-VL's special tokens.
+      hard_max: never exceed the model's max_pixels, which Qwen2-VL's own rule does for long strips;
+        for batches of static shape.
+      fast_jpeg: decode large JPEGs at a fraction of their size, see `open_picture`; pixels then
+        differ a little from Hugging Face's.
+      fast_resize: resize by SIMD instructions, see `resize`; hardly any pixel differs.
+      known_texts: so many texts' tokens are remembered.
+
+    Raises:
+      ValueError: `fast_resize` without the package it needs.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer,
+        hard_max: bool = False,
+        fast_jpeg: bool = False,
+        fast_resize: bool = False,
+        known_texts: int = 1 << 17,
+    ):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.hard_max = hard_max
+        self.fast_jpeg, self.fast_resize = fast_jpeg, fast_resize
+        if fast_resize:
+            fast_resizer()  # raises now, not at the first picture
+        self.known_texts = known_texts
+        self.user_tokens = functools.lru_cache(known_texts)(self._user_tokens)
+        text, system = self.user_tokens, config.system_prompt
+        start, end = (
+            tokenizer.convert_tokens_to_ids(f"<|im_{word}|>") for word in ("start", "end")
+        )
+        opening = (start, *text(f"system\n{system}"), end, *text("\n")) if system else ()
+        self._head = (*opening, start)
+        self._to_answer = (end, *text("\n"), start, *text("assistant\n"))
+        self._end = (end,)
+        self._to_question = (*text("\n"), start, *text("user\n"))
+
+    def __reduce__(self):  # its cache stays behind when it moves to a worker process
+        fast = self.fast_jpeg, self.fast_resize
+        return Prompter, (self.config, self.tokenizer, self.hard_max, *fast, self.known_texts)
+
+    def _user_tokens(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text that is not ours; special tokens written in it stay plain text."""
+        # Always the same switch: it is state of the tokenizer that other threads would see flip.
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return tuple(encoded["input_ids"])
+
+    def context(self, item: Item | None) -> ContextRow:
+        """Tokens, M-RoPE positions (Qwen2-VL section 2.1) and patches of one item.
+
+        None is the bare opening of a conversation, before a question without pictures.
+        """
+        return self.finish(self.draft(item))
+
+    def draft(self, item: Item | None) -> Draft:
+        """The context of one item, its pictures known by their size alone.
+
+        Raises:
+          PictureError: a picture that cannot be opened.
+        """
+        item = item or _NOTHING
+        # One piece with what precedes it, as a tokenizer may join line breaks.
+        opening = self.user_tokens("user\n" if item.images else f"user\n{item.text}")
+        peeked = [peek(image) for image in item.images]
+        sizes = tuple(size for _, size in peeked)
+        grids = tuple(self._grid(*size) for size in sizes)
+        head = (*self._head, *opening)
+        text = self.user_tokens(item.text) if item.images else ()
+        return Draft(
+            head=head,
+            text=text,
+            pictures=tuple(picture for picture, _ in peeked),
+            sizes=sizes,
+            grids=grids,
+            visual=sum(rows * columns for rows, columns in grids),
+            fixed=len(head) + 2 * len(grids) + len(text),
+        )
+
+    def check(self, item: Item | None) -> Draft:
+        """The draft of an item that fits the model at full size.
+
+        Raises:
+          PictureError: a picture that cannot be opened. PromptError: it does not fit.
+        """
+        draft = self.draft(item)
+        self._check_length(draft, draft.grids)
+        return draft
+
+    def _check_length(self, draft: Draft, grids: Sequence[tuple[int, int]]) -> None:
+        needed = draft.fixed + sum(map(max, grids)) + self.config.num_chorus
+        if needed > self.config.text.max_positions:
+            raise PromptError(
+                f"the prompt needs {needed} positions, chorus included, more than the model's "
+                f"{self.config.text.max_positions} positions; its text begins "
+                f"{self._beginning(draft)!r}"
+            )
+
+    def finish(self, draft: Draft, visual: int | None = None) -> ContextRow:
+        """The row of a draft, its pictures decoded.
+
+        Args:
+          visual: the vision tokens there is room for; pictures are made smaller where need be.
+
+        Raises:
+          PictureError: a picture that cannot be decoded. PromptError: it does not fit the model.
+        """
+        cfg = self.config
+        tokens, positions = [*draft.head], []
+        pixels, patch_positions, pictures = [], [], []
+        start = len(tokens)
+        positions.append(text_positions(0, start))
+        grids = draft.grids if visual is None else draft.shrunk(visual)
+        self._check_length(draft, grids)
+        for number, (image, grid) in enumerate(zip(draft.pictures, grids, strict=True), start=1):
+            patches, patch_position = self._patches(image, grid)
+            pixels.append(patches)
+            patch_positions.append(patch_position)
+            pictures.append(np.full(len(patches), number, np.int32))
+            rows, columns = grid
+            tokens.append(cfg.vision_start_token_id)
+            tokens.extend([cfg.image_token_id] * (rows * columns))
+            tokens.append(cfg.vision_end_token_id)
+            positions.append(text_positions(start, 1))
+            grid = np.indices((1, rows, columns)).reshape(3, -1).T
+            positions.append((grid + start + 1).astype(np.int32))
+            start += 1 + max(rows, columns)
+            positions.append(text_positions(start, 1))
+            start += 1
+        tokens.extend(draft.text)
+        positions.append(text_positions(start, len(draft.text)))
+        values = cfg.vision.patch_values
+        return ContextRow(
+            tokens=np.asarray(tokens, np.int32),
+            position=np.concatenate(positions),
+            pixels=_stack(pixels, (0, values), np.uint8),
+            patch_position=_stack(patch_positions, (0, 2), np.int32),
+            picture=_stack(pictures, (0,), np.int32),
+        )
+
+    def patches(self, image: Picture) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [p, values] patches of a picture and their int32 [p, 2] places."""
+        picture, size = peek(image)
+        return self._patches(picture, self._grid(*size))
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of vision tokens by Qwen2-VL's rule."""
+        vision = self.config.vision
+        unit = vision.patch_size * vision.merge_size
+        size = fit_size(
+            height,
+            width,
+            patch=vision.patch_size,
+            merge=vision.merge_size,
+            min_pixels=vision.min_pixels,
+            max_pixels=vision.max_pixels,
+            hard_max=self.hard_max,
+        )
+        return size[0] // unit, size[1] // unit
+
+    def _patches(self, image: Picture, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        vision = self.config.vision
+        unit = vision.patch_size * vision.merge_size
+        size = grid[0] * unit, grid[1] * unit
+        ready = isinstance(image, np.ndarray) and image.dtype == np.uint8
+        if not ready or image.shape != (*size, 3):
+            image = open_picture(image, near=size if self.fast_jpeg else None)
+            image = resize(image, *size, fast=self.fast_resize)
+        return patchify(image, vision.patch_size, vision.merge_size)
+
+    def _beginning(self, draft: Draft) -> str:
+        text = draft.text or draft.head[len(self._head) :]
+        return self.tokenizer.decode(text[:60]).removeprefix("user\n")[:40]
+
+    def target(self, turns: Sequence[tuple[str, str]]) -> TargetRow:
+        """A conversation; the label is on every answer and the <|im_end|> that closes it."""
+        tokens: list[int] = []
+        label: list[int] = []
+        for number, (question, answer) in enumerate(turns):
+            asked = (*self.user_tokens(question), *self._to_answer)
+            if number:
+                asked = (*self._to_question, *asked)
+            answered = (*self.user_tokens(answer), *self._end)
+            tokens += [*asked, *answered]
+            label += [-1] * (len(asked) - 1) + [*answered, -1]
+        return TargetRow(np.asarray(tokens, np.int32), np.asarray(label, np.int32))
+
+    def question(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> np.ndarray:
+        """Target tokens up to where the answer begins, int32 [n].
+
+        Args:
+          turns: (question, answer) pairs that came before.
+        """
+        before = (*self.target(turns).tokens, *self._to_question) if turns else ()
+        return np.asarray([*before, *self.user_tokens(text), *self._to_answer], np.int32)
+
+
+_NOTHING = SimpleNamespace(text="", images=())
+
+
+def _stack(parts: list[np.ndarray], empty: tuple[int, ...], dtype) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(empty, dtype)

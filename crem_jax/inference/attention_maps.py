@@ -1,0 +1,86 @@
+"""What a model's chorus tokens look at in a picture: maps and figures (the paper's Figure 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from crem_jax.data.records import Item
+from crem_jax.inference.batches import context_batches
+from crem_jax.inference.model import Model
+from crem_jax.model import crem
+from crem_jax.model.chorus_attention import chorus_attention
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """maps: float32 [K, rows, columns], the attention of each chorus token to each vision token of
+    the picture, mean over heads and layers; what is missing to 1 goes to text and to the chorus."""
+
+    maps: np.ndarray
+
+    @property
+    def shares(self) -> np.ndarray:
+        """float64 [K, rows, columns]: the maps, each summing to 1."""
+        maps = self.maps.astype(np.float64)
+        return maps / np.maximum(maps.sum((1, 2), keepdims=True), 1e-12)
+
+    def figures(self) -> dict[str, Any]:
+        """on_picture, entropy, coverage and overlap, each from 0 to 1.
+
+        on_picture: attention that goes to the picture at all, mean over the tokens.
+        entropy: of each token's map, over that of an even one: 1 looks everywhere alike.
+        coverage: places that all tokens together look at, exp(entropy of their mean map), over all.
+        overlap: what the maps of two tokens have in common, sum of the smaller, mean over pairs;
+          1 is the same map, None that there is one token.
+        by_token: the entropy and on_picture of each.
+        """
+        shares = self.shares.reshape(len(self.maps), -1)
+        entropy = _entropy(shares) / max(np.log(shares.shape[1]), 1e-12)
+        on_picture = self.maps.sum((1, 2), dtype=np.float64)
+        pairs = np.triu_indices(len(shares), 1)
+        common = np.minimum(shares[pairs[0]], shares[pairs[1]]).sum(1)
+        return {
+            "on_picture": float(on_picture.mean()),
+            "entropy": float(entropy.mean()),
+            "coverage": float(np.exp(_entropy(shares.mean(0))) / shares.shape[1]),
+            "overlap": float(common.mean()) if len(common) else None,
+            "by_token": {"entropy": entropy.tolist(), "on_picture": on_picture.tolist()},
+        }
+
+
+def gaze(model: Model, item: Any, layers: Sequence[int] | None = None) -> AttentionMaps:
+    """Where the chorus looks while it compresses an item with one picture.
+
+    Args:
+      item: as for `Model.encode`. layers: mean over these, counted from 0; None is all.
+
+    Raises:
+      ValueError: the model has no chorus tokens or not those layers, or the item not one picture.
+    """
+    item = Item.of(item)
+    if not model.config.num_chorus:
+        raise ValueError("this model has no chorus tokens to look with (a plain backbone)")
+    if len(item.images) != 1:
+        raise ValueError(f"the item has {len(item.images)} pictures; expected one to look at")
+    count = model.config.text.num_layers
+    chosen = list(range(count) if layers is None else layers)
+    for layer in chosen:
+        if not 0 <= layer < count:
+            raise ValueError(f"layer {layer} is not in 0..{count - 1}")
+    (grid,) = model.prompter.draft(item).grids
+    row = model.prepare(item)
+    ((_, context),) = context_batches([row], model.config)
+    memory = crem.compress(model.config, model.params, context)
+    attention = chorus_attention(model.config, model.params, context, memory)
+    by_slot = np.asarray(attention)[chosen, 0].mean((0, 1))
+    places = np.flatnonzero(row.tokens == model.config.image_token_id)
+    return AttentionMaps(by_slot[:, places].reshape(-1, *grid))
+
+
+def _entropy(shares: np.ndarray) -> np.ndarray:
+    """Of distributions over the last axis, in nats."""
+    return -np.sum(shares * np.log(np.maximum(shares, 1e-300)), axis=-1)

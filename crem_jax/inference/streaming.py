@@ -1,0 +1,101 @@
+"""A batch of answers in the making, handed out piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from crem_jax.config import ModelConfig
+from crem_jax.distributed import to_host
+from crem_jax.inference import decoding
+from crem_jax.inference.batches import pad_questions
+from crem_jax.inference.decoding import Sampling
+from crem_jax.model import crem
+from crem_jax.types import Memory
+
+_UNFINISHED = "\ufffd"
+"""What a multi-byte character decodes to until its last byte arrives."""
+
+
+class AnswerStream:
+    """Answers to several questions, a token of each at a time.
+
+    Args:
+      memory: of at least as many rows as there are questions; more only fill the batch up.
+      questions: token rows, see `Prompter.question`.
+      limits: tokens that each answer may have. width: of the padded questions; None is what they
+        need. room: for the answers; None is the largest limit.
+
+    Attributes:
+      ended: for each row None, "stop" (it has ended by itself) or "length" (it was cut off).
+      counts: tokens of each answer so far, the one that ends it included.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: crem.Params,
+        tokenizer,
+        memory: Memory,
+        questions: Sequence[np.ndarray],
+        sampling: Sampling,
+        limits: Sequence[int],
+        width: int | None = None,
+        room: int | None = None,
+    ):
+        self._model = config, params
+        self._tokenizer, self._memory, self._sampling = tokenizer, memory, sampling
+        rows = len(memory.region)
+        self._asked = pad_questions(questions, rows, config.pad_token_id, width)
+        self._room = room or max(limits)
+        self._limits = list(limits)
+        self._state: decoding.State | None = None
+        self._ids: list[list[int]] = [[] for _ in questions]
+        self._shown = [""] * len(questions)
+        self.ended: list[str | None] = [None] * len(questions)
+
+    @property
+    def over(self) -> bool:
+        """Whether all answers have ended."""
+        return all(self.ended)
+
+    @property
+    def counts(self) -> list[int]:
+        return [len(ids) for ids in self._ids]
+
+    def advance(self) -> list[str]:
+        """Makes the next token of every answer; returns the new text of each, often empty."""
+        config, params = self._model
+        if self._state is None:
+            self._state = decoding.start(
+                config, params, self._memory, *self._asked, self._sampling, self._room
+            )
+        else:
+            self._state = decoding.step(config, params, self._memory, self._state, self._sampling)
+        tokens, done = to_host(self._state.token), to_host(self._state.done)
+        return [self._piece(row, tokens[row], done[row]) for row in range(len(self._ids))]
+
+    def _piece(self, row: int, token: np.ndarray, done: np.ndarray) -> str:
+        if self.ended[row]:
+            return ""
+        ids = self._ids[row]
+        ids.append(int(token))
+        if done or len(ids) == self._limits[row]:
+            self.ended[row] = "stop" if done else "length"
+        text = answer_text(self._model[0], self._tokenizer, ids)
+        if text.endswith(_UNFINISHED) and not self.ended[row]:
+            return ""
+        piece, self._shown[row] = text[len(self._shown[row]) :], text
+        return piece
+
+
+def answer_text(config: ModelConfig, tokenizer, ids: Sequence[int]) -> str:
+    """The text of an answer, up to the token that ends it."""
+    ends = (config.eos_token_id, config.pad_token_id)
+    kept = []
+    for token in ids:
+        if token in ends:
+            break
+        kept.append(int(token))
+    return tokenizer.decode(kept, skip_special_tokens=True)

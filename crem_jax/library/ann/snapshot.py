@@ -1,0 +1,153 @@
+"""What a search in an index sees of it: one moment, which no update changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from crem_jax.library.ann.recall import share_found, true_neighbours
+from crem_jax.library.ann.rotation import Rotation
+
+ROWS = 32768
+"""Rows that are read at once where all of them are."""
+
+_RANKED = 512  # rows of a thread at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """version: of the table. rows: in the files. gone: row numbers to skip. built: rows when the
+    mean was taken. candidates: compared exactly. recall: measured with them when built."""
+
+    version: int
+    rows: int
+    gone: tuple[int, ...] = ()
+    built: int = 0
+    candidates: int = 0
+    recall: float = 0.0
+
+
+class Scanners:
+    """Threads that scan signs and rank, and the rotation that signs are taken after."""
+
+    def __init__(self, dim: int, threads: int):
+        self.threads, self.pool = threads, ThreadPoolExecutor(threads)
+        self.rotation = Rotation(dim)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Snapshot:
+    """An index at one moment. Threads may search it while a later one is made.
+
+    Attributes:
+      mean: float32 [D]. keys: int64 [n]. vectors: float16 [n, D]. signs: uint8 [n, bytes].
+    """
+
+    scanners: Scanners
+    stamp: Stamp
+    mean: np.ndarray
+    keys: np.ndarray
+    vectors: np.ndarray
+    signs: np.ndarray
+
+    @property
+    def version(self) -> int:
+        """Of the table that is mirrored; -1 if none is."""
+        return self.stamp.version
+
+    def rows(self, keys: np.ndarray) -> np.ndarray:
+        """Numbers of the rows of these keys, in this snapshot."""
+        return np.flatnonzero(np.isin(self.keys, keys))
+
+    def search(
+        self, query: np.ndarray, top: int, only: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Keys int64 [≤ top] and cosines float32 of the nearest rows, best first.
+
+        Args:
+          query: float32 [D]. only: of these rows (see `rows`); None is all.
+        """
+        query = np.asarray(query, np.float32)
+        candidates = max(self.stamp.candidates, 2 * top)
+        signs = self.signs if only is None else self.signs[only]
+        wanted = candidates + (len(self.stamp.gone) if only is None else 0)
+        rows = self._nearest_signs(self.encode(query[None])[0], signs, wanted)
+        rows = rows if only is None else only[rows]
+        if self.stamp.gone:
+            rows = rows[~np.isin(rows, self.stamp.gone)]
+        rows = np.sort(rows)
+        scores = self._cosines(rows, query)
+        best = np.argsort(-scores, kind="stable")[:top]
+        return self.keys[rows[best]], scores[best]
+
+    def encode(self, vectors: np.ndarray) -> np.ndarray:
+        """Signs as bits, uint8 [n, bytes]."""
+        turned = self.scanners.rotation(vectors.astype(np.float32) - self.mean)
+        return np.packbits(turned > 0, axis=1)
+
+    def measure(self, top: int, queries: int, seed: int = 1) -> float:
+        """Recall of `search` on so many of the rows, their own vectors as queries."""
+        return round(Sample(self, top, queries, seed).recall(self), 4)
+
+    def live(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of (keys, vectors) of the rows that are not gone."""
+        here = np.ones(self.stamp.rows, bool)
+        here[list(self.stamp.gone)] = False
+        for first in range(0, self.stamp.rows, ROWS):
+            span = slice(first, first + ROWS)
+            yield self.keys[span][here[span]], self.vectors[span][here[span]]
+
+    def _cosines(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+        """Exact scores float32 [n] of the rows of these numbers."""
+
+        def part(own: np.ndarray) -> np.ndarray:
+            # einsum, not BLAS: BLAS threads that spin would double the latency.
+            return np.einsum("RD,D->R", self.vectors[own].astype(np.float32), query)
+
+        parts = np.array_split(rows, max(1, -(-len(rows) // _RANKED)))
+        return np.concatenate(list(self.scanners.pool.map(part, parts)))
+
+    def _nearest_signs(self, code: np.ndarray, signs: np.ndarray, count: int) -> np.ndarray:
+        """Numbers of the `count` rows at the least Hamming distance."""
+        import faiss
+
+        if not len(signs):
+            return np.zeros(0, np.int64)
+        threads = self.scanners.threads
+        edges = np.linspace(0, len(signs), threads + 1).astype(int)
+
+        def part(i: int) -> tuple[np.ndarray, np.ndarray]:
+            own = signs[edges[i] : edges[i + 1]]
+            if not len(own):
+                return np.zeros(0, np.int32), np.zeros(0, np.int64)
+            distance, row = faiss.knn_hamming(code[None], own, min(count, len(own)), variant="mc")
+            return distance[0], row[0] + edges[i]
+
+        parts = list(self.scanners.pool.map(part, range(threads)))
+        distance, row = (np.concatenate(column) for column in zip(*parts, strict=True))
+        if len(row) <= count:
+            return row
+        return row[np.argpartition(distance, count)[:count]]
+
+
+class Sample:
+    """Some rows of a snapshot as queries, and their true neighbours, themselves left out."""
+
+    def __init__(self, snapshot: Snapshot, top: int, queries: int, seed: int):
+        live = np.setdiff1d(np.arange(snapshot.stamp.rows), snapshot.stamp.gone)
+        rng = np.random.default_rng(seed)
+        chosen = np.sort(rng.choice(live, min(queries, len(live)), replace=False))
+        self._own, self._top = snapshot.keys[chosen], top
+        self._asked = snapshot.vectors[chosen].astype(np.float32)
+        self._true = true_neighbours(self._asked, self._own, snapshot.live(), top)
+
+    def recall(self, snapshot: Snapshot) -> float:
+        """The part of the true neighbours that `snapshot.search` finds."""
+        found = []
+        for query, key in zip(self._asked, self._own, strict=True):
+            keys = snapshot.search(query, self._top + 1)[0]
+            found.append(keys[keys != key][: self._top])
+        return share_found(found, self._true)

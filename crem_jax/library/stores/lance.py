@@ -1,0 +1,277 @@
+"""Entries and memories in LanceDB: one directory or object-store URI, two tables.
+
+Memories are blobs in a table of their own, so that compacting entries does not rewrite them. Both
+tables are written by id (`merge_insert`), so that writing again what an interrupted run may have
+written already changes nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+
+from crem_jax.library.ann.index import Neighbours
+from crem_jax.library.entry import About, Entry, Hit, LibraryError, check_unique
+from crem_jax.library.stores import lance_tables as tables
+from crem_jax.library.stores.lance_view import View
+
+ENTRIES, MEMORIES = "entries", "memories"
+EXACT_UP_TO = 20_000
+"""Rows that are compared one by one; more of them go through `ann.Neighbours`."""
+
+_ABOUT = b"crem"
+_ENTRIES_FORMAT = "2.1"  # 2.2 packs columns of few values so that reading a row takes 5 ms for each
+_INDEXED = {ENTRIES: ("id", "key", "source"), MEMORIES: ("id",)}
+_FIELDS = ("id", "uri", "text", "metadata", "thumbnail", "width", "height", "source", "content")
+
+
+def connect(uri: str | os.PathLike) -> Any:
+    """The database at a path or URI (s3://, gs://, az://)."""
+    return lancedb.connect(os.fspath(uri))
+
+
+def exists(uri: str) -> bool:
+    """Whether a library is at an object-store URI."""
+    return MEMORIES in connect(uri).table_names(limit=1000)
+
+
+def create(db: Any, about: About) -> None:
+    """Makes the tables of a new library; the one that `exists` looks for last.
+
+    Several processes may do so at once.
+    """
+    if not about.vectors:
+        table = tables.open_or_create(db, ENTRIES, _schema(about), _ENTRIES_FORMAT)
+        if _vector_types(table.schema) != _vector_types(_schema(about)):
+            db.drop_table(ENTRIES)  # it is empty: whoever began to make another library was killed
+            table = tables.open_or_create(db, ENTRIES, _schema(about), _ENTRIES_FORMAT)
+        tables.index_columns(table, _INDEXED[ENTRIES])
+    columns = [("id", pa.string()), ("content", pa.string()), lancedb.blob("memory")]
+    schema = pa.schema(columns, metadata={_ABOUT: about.to_json().encode()})
+    table = tables.open_or_create(db, MEMORIES, schema)
+    tables.index_columns(table, _INDEXED[MEMORIES])
+
+
+def about(db: Any) -> About:
+    """What the library says of itself."""
+    note = (db.open_table(MEMORIES).schema.metadata or {}).get(_ABOUT)
+    if note is None:
+        raise LibraryError(f"{db.uri} is a LanceDB database but no library")
+    return About.from_json(note)
+
+
+class LanceEntries:
+    """`store.Entries` in a LanceDB table. Threads may search at once.
+
+    Args:
+      cache: the directory of derived indexes.
+      exact_up_to: rows compared one by one.
+    """
+
+    def __init__(self, db: Any, about: About, cache: Path, exact_up_to: int = EXACT_UP_TO):
+        self._db, self._table = db, db.open_table(ENTRIES)
+        self._about, self._cache, self._exact_up_to = about, cache, exact_up_to
+        self._lock = threading.Lock()  # of these two
+        self._neighbours: dict[str, Neighbours] = {}
+        self._seen: View | None = None
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        check_unique([entry.id for entry in entries])
+        columns = {
+            "id": [entry.id for entry in entries],
+            "key": [entry.key for entry in entries],
+            "metadata": [json.dumps(dict(entry.metadata)) for entry in entries],
+            **{
+                name: [getattr(entry, name) for entry in entries]
+                for name in _FIELDS
+                if name not in ("id", "metadata")
+            },
+        }
+        for i, k in enumerate(self._about.prefixes):
+            flat = np.stack([entry.vectors[i] for entry in entries]).astype(np.float16)
+            values = pa.array(flat.reshape(-1))
+            columns[self._about.column(k)] = pa.FixedSizeListArray.from_arrays(
+                values, self._about.dim
+            )
+        tables.merge(self._table, pa.table(columns, schema=_schema(self._about)))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        tables.delete(self._table, ids)
+
+    def get(self, ids: Sequence[str]) -> list[Entry | None]:
+        vectors = [self._about.column(k) for k in self._about.prefixes]
+        columns, found = [*_FIELDS, *vectors], {}
+        for rows in tables.reading(lambda: list(tables.rows_by_id(self._latest(), ids, columns))):
+            stacked = np.stack([tables.matrix(rows[name]) for name in vectors], axis=1)
+            for row, own in zip(rows.select(_FIELDS).to_pylist(), stacked, strict=True):
+                found[row["id"]] = _entry(row, own)
+        return [found.get(name) for name in ids]
+
+    def scan(
+        self, columns: Sequence[str], where: str | None = None
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        query = self._latest().search().select(list(columns))
+        with tables.condition(where):
+            for batch in (query.where(where) if where else query).to_batches():
+                yield {name: tables.to_numpy(batch.column(name)) for name in columns}
+
+    def search(
+        self, vector: np.ndarray, k: int | None, top: int, where: str | None = None
+    ) -> list[Hit]:
+        column = self._about.column(k)
+        return tables.reading(lambda: self._search(vector, column, top, where))
+
+    def count(self, where: str | None = None) -> int:
+        with tables.condition(where):
+            return self._latest().count_rows(where)
+
+    def stats(self) -> dict[str, Any]:
+        return {"entries": self.count(), **tables.sizes(self._latest())}
+
+    def compact(self) -> None:
+        tables.optimize(self._latest(), _INDEXED[ENTRIES], timedelta(0))
+        if self.count() > self._exact_up_to:
+            self._view(self._about.column(None))
+
+    def recall(self, top: int, queries: int) -> dict[str, Any]:
+        count = self.count()
+        if count <= self._exact_up_to:
+            return {"search": "exact", "recall": {}}
+        found = {}
+        for k in self._about.prefixes:
+            column = self._about.column(k)
+            if k == self._about.num_chorus or (self._cache / column).exists():
+                found[k] = self._view(column).indexes[column].measure(top, queries)
+        return {
+            "search": "sign bits, re-ranked",
+            "recall": found,
+            "top": top,
+            "queries": min(queries, count),
+        }
+
+    def tidy(self) -> None:
+        """A light `compact` while others may be reading and writing."""
+        tables.optimize(self._latest(), _INDEXED[ENTRIES], timedelta(minutes=10))
+
+    def _search(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
+        if self.count() <= self._exact_up_to:
+            return self._exact(vector, column, top, where)
+        view = self._view(column)
+        keys, scores = view.indexes[column].search(vector, top, view.chosen(column, where))
+        if not len(keys):
+            return []
+        rows = view.rows(keys, list(_FIELDS)).to_pylist()
+        found = {row["key"]: _entry(row) for row in rows}
+        pairs = zip(keys.tolist(), scores.tolist(), strict=True)
+        return [Hit(found[key], score) for key, score in pairs]
+
+    def _exact(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
+        query = self._table.search(np.asarray(vector, np.float32), vector_column_name=column)
+        query = query.distance_type("dot").select([*_FIELDS, "_distance"]).limit(top)
+        with tables.condition(where):
+            rows = (query.where(where) if where else query).to_arrow().to_pylist()
+        return [Hit(_entry(row), 1.0 - row["_distance"]) for row in rows]
+
+    def _view(self, column: str) -> View:
+        """The newest version of the table, with an index of the column."""
+        with self._lock:
+            if self._seen is None or self._seen.version != self._latest().version:
+                self._seen = View(self._db.open_table(ENTRIES))
+            view = self._seen
+            if column not in view.indexes:
+                if column not in self._neighbours:
+                    self._neighbours[column] = Neighbours(self._cache / column, self._about.dim)
+                vectors = functools.partial(view.vectors, column)
+                near = self._neighbours[column]
+                view.indexes[column] = near.update(view.version, view.keys, vectors)
+            return view
+
+    def _latest(self) -> Any:
+        self._table.checkout_latest()
+        return self._table
+
+
+class LanceMemories:
+    """`store.Memories` in a LanceDB table."""
+
+    def __init__(self, db: Any):
+        self._db, self._table = db, db.open_table(MEMORIES)
+
+    def put(self, ids: Sequence[str], contents: Sequence[str], blobs: Sequence[bytes]) -> None:
+        check_unique(list(ids))
+        memory = pa.array(list(blobs), pa.large_binary())
+        tables.merge(self._table, pa.table({"id": ids, "content": contents, "memory": memory}))
+
+    def delete(self, ids: Sequence[str]) -> None:
+        tables.delete(self._table, ids)
+
+    def get(self, ids: Sequence[str]) -> list[bytes | None]:
+        return tables.reading(lambda: self._get(ids))
+
+    def _get(self, ids: Sequence[str]) -> list[bytes | None]:
+        # Row ids are of one version, and other threads move `_table` on.
+        table, found = self._db.open_table(MEMORIES), {}
+        for where in tables.in_lists("id", ids):
+            rows = table.search().where(where).select(["id"]).with_row_id(True).to_arrow()
+            if len(rows):
+                blobs = table.fetch_blobs("memory", rows["_rowid"].to_pylist())
+                found |= dict(zip(rows["id"].to_pylist(), blobs.to_pylist(), strict=True))
+        return [found.get(name) for name in ids]
+
+    def contents(self) -> dict[str, str]:
+        self._table.checkout_latest()
+        rows = self._table.search().select(["id", "content"]).to_arrow()
+        return dict(zip(rows["id"].to_pylist(), rows["content"].to_pylist(), strict=True))
+
+    def stats(self) -> dict[str, Any]:
+        self._table.checkout_latest()
+        return {"memories": self._table.count_rows(), **tables.sizes(self._table)}
+
+    def compact(self) -> None:
+        self._table.checkout_latest()
+        tables.optimize(self._table, _INDEXED[MEMORIES], timedelta(0))
+
+    def tidy(self) -> None:
+        """A light `compact` while others may be reading and writing."""
+        self._table.checkout_latest()
+        tables.optimize(self._table, _INDEXED[MEMORIES], timedelta(minutes=10))
+
+
+def _schema(about: About) -> pa.Schema:
+    """Of the entries, as they are written: the table's own has JSON in its binary form."""
+    vectors = [pa.field(about.column(k), pa.list_(pa.float16(), about.dim)) for k in about.prefixes]
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("key", pa.int64()),
+            ("content", pa.string()),
+            ("uri", pa.string()),
+            ("text", pa.string()),
+            ("metadata", pa.json_()),
+            ("thumbnail", pa.binary()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("source", pa.string()),
+            *vectors,
+        ]
+    )
+
+
+def _vector_types(schema: pa.Schema) -> dict[str, pa.DataType]:
+    return {f.name: f.type for f in schema if pa.types.is_fixed_size_list(f.type)}
+
+
+def _entry(row: Mapping[str, Any], vectors: np.ndarray | None = None) -> Entry:
+    fields = {name: row[name] for name in _FIELDS}
+    fields["metadata"] = json.loads(fields["metadata"] or "{}")
+    return Entry(vectors=np.zeros((0, 0), np.float16) if vectors is None else vectors, **fields)

@@ -1,0 +1,62 @@
+"""One version of the table of entries, as searches through derived indexes read it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from crem_jax.library.ann.snapshot import Snapshot
+from crem_jax.library.stores import lance_tables as tables
+
+_ROWS_AT_ONCE = 8192
+
+
+class View:
+    """Where the rows of one version are, and indexes of exactly these rows.
+
+    Args:
+      table: a handle that nothing moves to another version.
+
+    Attributes:
+      keys: int64, of all rows, sorted. indexes: by column, added by whoever has made them.
+    """
+
+    def __init__(self, table: Any):
+        self.version, self._table = table.version, table
+        rows = table.search().select(["key"]).with_row_id(True).to_arrow()
+        order = np.argsort(rows["key"].to_numpy())
+        self.keys, self._row_ids = (rows[name].to_numpy()[order] for name in ("key", "_rowid"))
+        self.indexes: dict[str, Snapshot] = {}
+        self._last: tuple[Any, np.ndarray] = (None, np.zeros(0, np.int64))
+
+    def rows(self, keys: np.ndarray, columns: list[str]) -> pa.Table:
+        """Rows by key, in any order; row ids are the quickest way to them."""
+        row_ids = self._row_ids[np.searchsorted(self.keys, keys)]
+        return self._table.take_row_ids(row_ids.tolist()).select(["key", *columns]).to_arrow()
+
+    def vectors(
+        self, column: str, keys: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """`ann.Vectors` of a column."""
+        if keys is None:
+            for batch in self._table.search().select(["key", column]).to_batches():
+                yield batch["key"].to_numpy(), tables.matrix(batch[column])
+            return
+        for first in range(0, len(keys), _ROWS_AT_ONCE):
+            rows = self.rows(keys[first : first + _ROWS_AT_ONCE], [column])
+            yield rows["key"].to_numpy(), tables.matrix(rows[column])
+
+    def chosen(self, column: str, where: str | None) -> np.ndarray | None:
+        """The rows of an index that a condition leaves; the last answer is kept."""
+        if where is None:
+            return None
+        asked, last = (column, where), self._last  # threads may search at once
+        if last[0] != asked:
+            with tables.condition(where):
+                found = self._table.search().where(where).select(["key"]).to_arrow()
+            rows = self.indexes[column].rows(found["key"].to_numpy())
+            self._last = last = (asked, rows)
+        return last[1]

@@ -1,0 +1,227 @@
+"""Entries on a Milvus server, or in a Milvus Lite file; memories stay in the library's own place.
+
+Milvus holds no binary values and limits a text to 65,535 bytes, so that memories and thumbnails
+are not for it: thumbnails are left out there, memories are in LanceDB beside. Conditions (`where`)
+are Milvus expressions, such as `width > 640 and metadata["kind"] == "cat"`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pymilvus import DataType, MilvusClient
+from pymilvus.exceptions import MilvusException
+
+from crem_jax.library.ann.recall import share_found, true_neighbours
+from crem_jax.library.entry import About, Entry, Hit, LibraryError, check_unique
+
+_LONGEST = 65_535
+_TEXTS = {"id": 1024, "content": 64, "uri": 4096, "text": _LONGEST, "source": 4096}
+_FIELDS = (*_TEXTS, "metadata", "width", "height")
+_AT_ONCE = 512
+
+
+def create(about: About, index: str = "AUTOINDEX") -> None:
+    """Makes the collection of a new library.
+
+    Args:
+      index: of the vectors, by Milvus's name. AUTOINDEX is the server's choice; FLAT is exact.
+
+    Raises:
+      LibraryError: Milvus cannot be reached, or refuses.
+    """
+    with _asking(about):
+        client = _client(about)
+        schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
+        for name, limit in _TEXTS.items():
+            schema.add_field(name, DataType.VARCHAR, max_length=limit, is_primary=name == "id")
+        schema.add_field("metadata", DataType.JSON)
+        schema.add_field("width", DataType.INT64)
+        schema.add_field("height", DataType.INT64)
+        indexes = client.prepare_index_params()
+        for k in about.prefixes:
+            column = about.column(k)
+            schema.add_field(column, DataType.FLOAT_VECTOR, dim=about.dim)
+            indexes.add_index(column, index_type=index, metric_type="IP")
+        client.create_collection(
+            _collection(about), schema=schema, index_params=indexes, consistency_level="Strong"
+        )
+
+
+def drop(about: About) -> None:
+    """Removes the collection of a library."""
+    with _asking(about):
+        _client(about).drop_collection(_collection(about))
+
+
+class MilvusEntries:
+    """`store.Entries` in the Milvus collection that `create` has made for a library.
+
+    Args:
+      about: its `vectors` is the server's URI, or the path of a Milvus Lite file. The environment's
+        MILVUS_TOKEN opens a server that wants one.
+
+    Raises:
+      LibraryError: Milvus cannot be reached, or the collection is not there. From every method too:
+        what Milvus refuses.
+    """
+
+    def __init__(self, about: About):
+        self._about, self._name = about, _collection(about)
+        # Whoever opens a Milvus Lite file that is not there makes it.
+        there = "://" in about.vectors or Path(about.vectors).exists()
+        with _asking(about):
+            if there:
+                self._client = _client(about)
+                there = self._client.has_collection(self._name)
+            if not there:
+                raise LibraryError(
+                    f"Milvus at {about.vectors} has no collection {self._name}, where the library "
+                    "has its entries"
+                )
+            self._client.load_collection(self._name)
+
+    def put(self, entries: Sequence[Entry]) -> None:
+        check_unique([entry.id for entry in entries])
+        rows = []
+        for entry in entries:
+            row = {name: getattr(entry, name) for name in _FIELDS}
+            row["metadata"] = dict(entry.metadata)
+            for name, limit in _TEXTS.items():
+                if len(row[name].encode()) > limit:
+                    raise LibraryError(
+                        f"{entry.id}: its {name} has more than {limit} bytes, Milvus's limit"
+                    )
+            for i, k in enumerate(self._about.prefixes):
+                row[self._about.column(k)] = entry.vectors[i].astype(np.float32)
+            rows.append(row)
+        with _asking(self._about):
+            for first in range(0, len(rows), _AT_ONCE):
+                self._client.upsert(self._name, rows[first : first + _AT_ONCE])
+
+    def delete(self, ids: Sequence[str]) -> None:
+        with _asking(self._about):
+            for first in range(0, len(ids), _AT_ONCE):
+                self._client.delete(self._name, filter=_named(ids[first : first + _AT_ONCE]))
+
+    def get(self, ids: Sequence[str]) -> list[Entry | None]:
+        columns = [self._about.column(k) for k in self._about.prefixes]
+        found = {}
+        for first in range(0, len(ids), _AT_ONCE):
+            named = _named(ids[first : first + _AT_ONCE])
+            with _asking(self._about):
+                rows = self._client.query(self._name, named, output_fields=[*_FIELDS, *columns])
+            for row in rows:
+                vectors = np.stack([_vector(row[column]) for column in columns])
+                found[row["id"]] = _entry(row, vectors)
+        return [found.get(name) for name in ids]
+
+    def scan(
+        self, columns: Sequence[str], where: str | None = None
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        with _asking(self._about, where):
+            pages = self._client.query_iterator(
+                self._name, batch_size=_AT_ONCE, filter=where or "", output_fields=list(columns)
+            )
+            try:
+                while rows := pages.next():
+                    yield {name: _column(name, rows) for name in columns}
+            finally:
+                pages.close()
+
+    def search(
+        self, vector: np.ndarray, k: int | None, top: int, where: str | None = None
+    ) -> list[Hit]:
+        with _asking(self._about, where):
+            (rows,) = self._client.search(
+                self._name,
+                [np.asarray(vector, np.float32)],
+                anns_field=self._about.column(k),
+                limit=top,
+                filter=where or "",
+                output_fields=list(_FIELDS),
+            )
+        return [Hit(_entry(row["entity"]), float(row["distance"])) for row in rows]
+
+    def count(self, where: str | None = None) -> int:
+        with _asking(self._about, where):
+            (row,) = self._client.query(self._name, filter=where or "", output_fields=["count(*)"])
+        return int(row["count(*)"])
+
+    def stats(self) -> dict[str, Any]:
+        return {"entries": self.count(), "milvus": self._about.vectors, "collection": self._name}
+
+    def compact(self) -> None:
+        """Milvus compacts by itself."""
+
+    def recall(self, top: int, queries: int) -> dict[str, Any]:
+        ids = np.concatenate([b["id"] for b in self.scan(["id"])] or [np.zeros(0, np.str_)])
+        if len(ids) < 2:
+            return {"search": "Milvus", "recall": {}}
+        chosen = np.random.default_rng(1).choice(ids, min(queries, len(ids)), replace=False)
+        asked = np.stack([entry.vectors for entry in self.get(chosen.tolist())])
+        shares = {
+            k: self._recall(k, chosen, asked[:, row].astype(np.float32), top)
+            for row, k in enumerate(self._about.prefixes)
+        }
+        return {"search": "Milvus", "recall": shares, "top": top, "queries": len(chosen)}
+
+    def _recall(self, k: int, ids: np.ndarray, asked: np.ndarray, top: int) -> float:
+        column = self._about.column(k)
+        rows = ((batch["id"], batch[column]) for batch in self.scan(["id", column]))
+        found = []
+        for name, query in zip(ids, asked, strict=True):
+            names = [hit.entry.id for hit in self.search(query, k, top + 1)]
+            found.append([other for other in names if other != name][:top])
+        return round(share_found(found, true_neighbours(asked, ids, rows, top)), 4)
+
+
+def _collection(about: About) -> str:
+    """Its name on the server, where other libraries of the same model may be."""
+    return "_".join(filter(None, ("crem", about.fingerprint, about.id)))
+
+
+def _client(about: About) -> MilvusClient:
+    token = os.environ.get("MILVUS_TOKEN", "")
+    return MilvusClient(about.vectors, **({"token": token} if token else {}))
+
+
+@contextlib.contextmanager
+def _asking(about: About, where: str | None = None) -> Iterator[None]:
+    """Says of an error of Milvus where it is from, or which condition it is about."""
+    try:
+        yield
+    except MilvusException as error:
+        reason = str(error.message).split("\n")[0][:300]
+        if where is None:
+            raise LibraryError(f"Milvus at {about.vectors}: {reason}") from error
+        raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
+
+
+def _named(ids: Sequence[str]) -> str:
+    """The expression for these ids; pymilvus's own does not escape quotes."""
+    return f"id in {json.dumps(list(ids), ensure_ascii=False)}"
+
+
+def _entry(row: Mapping[str, Any], vectors: np.ndarray | None = None) -> Entry:
+    fields = {name: row[name] for name in _FIELDS}
+    if isinstance(fields["metadata"], str | bytes):
+        fields["metadata"] = json.loads(fields["metadata"])
+    return Entry(vectors=np.zeros((0, 0), np.float16) if vectors is None else vectors, **fields)
+
+
+def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    if name.startswith("vector_"):
+        return np.stack([_vector(row[name]) for row in rows])
+    return np.asarray([row[name] for row in rows])
+
+
+def _vector(value: Any) -> np.ndarray:
+    """Stored in float32, as Milvus Lite has no float16; the values are float16's."""
+    return np.asarray(value, np.float32).astype(np.float16)

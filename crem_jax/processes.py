@@ -1,0 +1,190 @@
+"""Work spread over processes, none of which can take the others down.
+
+A worker that crashes or is stuck costs what it was doing at that moment and nothing else; workers
+end with the process that started them, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import multiprocessing
+import os
+import resource
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import connection
+from typing import Any, TypeVar
+
+Task = TypeVar("Task")
+Message = TypeVar("Message")
+_POLL = 0.5
+_READY, _DONE = "ready", "done"
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerLost:
+    """A worker ended within a task.
+
+    Attributes:
+      after: how many messages of the task came before. reason: what happened to it.
+    """
+
+    after: int
+    reason: str
+
+
+def spread(
+    work: Callable[[Task], Iterable[Message]],
+    tasks: Iterable[Task],
+    workers: int,
+    timeout: float | None = None,
+) -> Iterator[tuple[Task, Message | WorkerLost]]:
+    """Runs `work(task)` for all tasks in `workers` processes.
+
+    Args:
+      work: picklable; what it yields is sent back as it comes.
+      timeout: seconds within a task from one message to the next, after which a worker is stopped.
+
+    Yields:
+      (task, message) in the order they come; a task's messages are in order. (task, Lost) as a
+      task's last, where its worker was lost.
+
+    Raises:
+      RuntimeError: a process cannot start. Also what `work` raises.
+    """
+    waiting, running = deque(tasks), {}
+    context = multiprocessing.get_context("spawn")
+
+    def start() -> None:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        running[ours] = _Running(process)
+
+    def give(pipe: connection.Connection) -> None:
+        state = running[pipe]
+        state.task, state.count, state.since = waiting.popleft(), 0, time.monotonic()
+        state.busy = True
+        with contextlib.suppress(OSError):  # it has just ended: the loop will see
+            pipe.send(state.task)
+
+    def stop(pipe: connection.Connection) -> None:
+        state = running.pop(pipe)
+        pipe.close()
+        state.process.kill()
+        state.process.join()
+
+    def lose(pipe: connection.Connection, reason: str) -> tuple[Task, WorkerLost]:
+        state = running[pipe]
+        if not state.busy:
+            state.process.join()
+            raise RuntimeError(f"a worker ended with code {state.process.exitcode} at its start")
+        if "{}" in reason:
+            state.process.join()
+            reason = reason.format(state.process.exitcode)
+        stop(pipe)
+        if waiting:
+            start()
+        return state.task, WorkerLost(state.count, reason)
+
+    try:
+        for _ in range(min(workers, len(waiting))):
+            start()
+        while running:
+            for pipe in connection.wait(list(running), _POLL):
+                state = running[pipe]
+                try:
+                    message = pipe.recv()
+                except (EOFError, OSError):
+                    yield lose(pipe, "the process reading it ended with code {}")
+                    continue
+                state.since = time.monotonic()
+                if isinstance(message, _Raised):
+                    raise message.error
+                if isinstance(message, _Sent):
+                    state.count += 1
+                    yield state.task, message.value
+                elif waiting:
+                    give(pipe)
+                else:
+                    stop(pipe)
+            for pipe, state in list(running.items()):
+                if timeout and state.busy and time.monotonic() - state.since > timeout:
+                    yield lose(pipe, f"took more than {timeout:g} s")
+    finally:
+        for pipe in list(running):
+            stop(pipe)
+
+
+@functools.cache
+def end_with_parent() -> None:
+    """Has this process end when the one that started it does, however that ends.
+
+    A parent that is killed cannot end its workers: they would wait forever to be asked for more,
+    and hold their memory. Does nothing in a process that no other has started.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def allow_open_files() -> None:
+    """Raises this process's limit of open files as far as it may.
+
+    A batch has all its pictures open between their headers and their pixels; the usual limit of
+    1,024 is for programs that `select`.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def default_workers() -> int:
+    """One for each core this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclasses.dataclass
+class _Running:
+    process: Any
+    busy: bool = False
+    task: Any = None
+    count: int = 0
+    since: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sent:
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Raised:
+    error: Exception
+
+
+def _serve(work: Callable[[Any], Iterable[Any]], pipe: connection.Connection) -> None:
+    end_with_parent()
+    with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
+        pipe.send(_READY)
+        while True:
+            task = pipe.recv()
+            try:
+                for message in work(task):
+                    pipe.send(_Sent(message))
+            except (BrokenPipeError, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                pipe.send(_Raised(error))
+            else:
+                pipe.send(_DONE)

@@ -1,0 +1,102 @@
+"""Texts and pictures of requests become what the model reads, in threads of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from crem_jax.data.inputs.padding import ContextRow
+from crem_jax.data.inputs.prompt import Prompter
+from crem_jax.inference.model import Model
+from crem_jax.serve.admission import in_thread
+from crem_jax.serve.errors import ApiError
+from crem_jax.serve.inputs.pictures import decode_data_uri, open_bytes
+from crem_jax.serve.inputs.remote import Fetcher
+from crem_jax.serve.limits import Limits
+
+Pictures = Sequence[tuple[str, str]]
+"""(where in the request, URL) of each picture."""
+
+_REMOTE = 8  # items whose remote pictures are held at once, of all requests together
+_CHARACTERS = 16  # of a text, for each position of the model: more cannot fit
+
+
+class Reader:
+    """Reads for one model, within limits.
+
+    Args:
+      fetcher: for remote pictures; None refuses all.
+    """
+
+    def __init__(self, model: Model, limits: Limits, fetcher: Fetcher | None):
+        # Texts of strangers are not remembered.
+        model.prompter = Prompter(model.config, model.tokenizer, known_texts=0)
+        self._model, self._limits, self._fetcher = model, limits, fetcher
+        self._remote = asyncio.Semaphore(_REMOTE)
+        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "crem-read")
+
+    def close(self) -> None:
+        """Waits for what is being read."""
+        self._threads.shutdown()
+
+    async def row(self, text: str, pictures: Pictures) -> ContextRow:
+        """What is embedded."""
+        async with self._room(pictures):
+            item = await self._item(text, pictures)
+            return await in_thread(self._threads, self._model.prepare, item)
+
+    async def conversation(
+        self, text: str, pictures: Pictures, turns: Sequence[tuple[str, str]]
+    ) -> tuple[ContextRow, np.ndarray]:
+        """What is answered: the pictures, and the tokens of the turns and the question."""
+        self._check(" ".join(itertools.chain(*turns)))
+        async with self._room(pictures):
+            item = await self._item(text, pictures)
+            return await in_thread(self._threads, self._model.prepare_question, item, turns)
+
+    async def question(self, text: str) -> np.ndarray:
+        """The tokens of a question by itself."""
+        self._check(text)
+        return await in_thread(self._threads, self._model.question_tokens, text)
+
+    async def _item(self, text: str, pictures: Pictures) -> dict[str, Any]:
+        self._check(text)
+        if len(pictures) > self._limits.images:
+            message = f"{len(pictures)} pictures; expected at most {self._limits.images}"
+            raise ApiError(400, message, code="too_many_images")
+        return {"text": text, "images": [await self._picture(*picture) for picture in pictures]}
+
+    def _room(self, pictures: Pictures) -> contextlib.AbstractAsyncContextManager:
+        """Waits until there is room for an item's pictures, if they have to be fetched.
+
+        What comes with a request is counted when it is received; what it names is not.
+        """
+        remote = any(_is_remote(url) for _, url in pictures)
+        return self._remote if remote else contextlib.nullcontext()
+
+    async def _picture(self, where: str, url: str) -> Image.Image:
+        if not _is_remote(url):
+            data = await in_thread(self._threads, decode_data_uri, url, where)
+        elif self._fetcher is None:
+            message = f"{where}: this server fetches no URLs; send a data URI"
+            raise ApiError(400, message, where, "invalid_image_url")
+        else:
+            data = await self._fetcher.fetch(url, where)
+        return await in_thread(self._threads, open_bytes, data, where, self._limits.pixels)
+
+    def _check(self, text: str) -> None:
+        most = _CHARACTERS * self._model.config.text.max_positions
+        if len(text) > most:
+            raise ApiError(400, f"a text of {len(text)} characters; expected at most {most}")
+
+
+def _is_remote(url: str) -> bool:
+    return url[:8].lower().startswith(("http://", "https://"))

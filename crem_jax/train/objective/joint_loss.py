@@ -1,0 +1,320 @@
+"""The joint loss L = α_r L_r + α_g L_g over one compression of every context."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from crem_jax.config import ConfigError, ModelConfig
+from crem_jax.model import crem
+from crem_jax.train.objective import cross_entropy
+from crem_jax.train.objective.info_nce import Metrics, info_nce
+from crem_jax.types import Batch, Target, pooled
+
+ELASTIC_K = ("uniform", "halves", "short")
+"""Distributions of the truncated chorus' length over 1..K: all alike; K, K/2, K/4, … 1 alike; and
+k with a probability proportional to 1/k. Of halves, the retrieval loss has all in every step: their
+mean costs no more than a few products of the embeddings."""
+
+TEMPERATURES = (0.005, 1.0)
+"""Bounds of a learnt temperature: a step that would lead beyond one ends there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How the step trains (paper section 3.3).
+
+    Attributes:
+      retrieval, generation: α_r and α_g; 0 leaves a loss out of the compiled step.
+      p_compressed: probability of z = 1 for each sample.
+      elastic: share of samples whose chorus is truncated to a random k ≤ K, so that any k works
+        at inference: that weight in the retrieval loss, that share of the compressed samples.
+      elastic_k: how that k is chosen, one of ELASTIC_K.
+      dims: prefixes of the embedding that shall work on their own (Matryoshka, arXiv 2205.13147).
+        The truncated embedding of a step has the first k chorus tokens and the first d numbers,
+        d drawn from these and D; `elastic` is its weight.
+      temperature: of InfoNCE. learn_temperature: train it from that start.
+      symmetric: InfoNCE in both directions.
+      z_loss: weight of the squared log of the softmax's denominator in the generation loss.
+      vocab_chunk: at most that many rows of the vocabulary have logits at a time; 0 is all.
+      chunk_rows: (bucket, rows) pairs: so many rows of the global batch are in memory at a time,
+        see `gradcache`; a bucket that is not named is one chunk. Empty trains the whole batch at
+        once. In a config: a mapping, or one number for all buckets; 0 is the whole bucket.
+      cache_vision: with chunks and a frozen vision tower, keep its outputs [rows, P/4, D] between
+        the two passes instead of running it twice.
+
+    Raises:
+      ConfigError: a value is out of its range, or contradicts another.
+    """
+
+    retrieval: float = 1.0
+    generation: float = 1.0
+    p_compressed: float = 0.5
+    elastic: float = 0.5
+    elastic_k: str = "halves"
+    dims: tuple[int, ...] = ()
+    temperature: float = 0.02
+    learn_temperature: bool = False
+    symmetric: bool = True
+    z_loss: float = 0.0
+    vocab_chunk: int = 0
+    chunk_rows: tuple[tuple[str, int], ...] = ()
+    cache_vision: bool = False
+
+    def __post_init__(self):
+        for name in ("retrieval", "generation", "z_loss"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ConfigError(f"loss.{name} = {value} must be a number of at least 0")
+        for name in ("p_compressed", "elastic"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ConfigError(f"loss.{name} = {value} is not in 0..1")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"model.temperature = {self.temperature} must be a number above 0")
+        low, high = TEMPERATURES
+        if self.learn_temperature and not low <= self.temperature <= high:
+            raise ConfigError(
+                f"model.temperature = {self.temperature} is not in {low}..{high}, the bounds of "
+                "one that is learnt (loss.learn_temperature)"
+            )
+        if not self.retrieval and not self.generation:
+            raise ConfigError("loss.retrieval and loss.generation are both 0; nothing to train")
+        if self.dims and not self.elastic:
+            raise ConfigError("loss.dims needs loss.elastic above 0: the weight of the short ones")
+        if self.elastic_k not in ELASTIC_K:
+            known = ", ".join(ELASTIC_K)
+            raise ConfigError(f"loss.elastic_k {self.elastic_k!r} is not one of {known}")
+
+
+@flax.struct.dataclass
+class StepRandomness:
+    """What is random in a step: drawn for the whole batch, whatever its chunks.
+
+    Attributes:
+      k, dim: int32 [], of the truncated embedding; None if there is none, it is not truncated, or
+        every k is wanted.
+      z: bucket -> bool [B], which samples are compressed.
+      kept: bucket -> int32 [B], chorus tokens the decoder sees; empty if never truncated.
+    """
+
+    k: jax.Array | None
+    dim: jax.Array | None
+    z: dict[str, jax.Array]
+    num_visible_chorus: dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class AnswerStats:
+    """Of every row [B]: mean loss of its answer tokens, mean square of their log denominators, and
+    how many are right.
+    """
+
+    loss: jax.Array
+    square: jax.Array
+    right: jax.Array
+
+
+def draw(batch: Batch, key: jax.Array, model: ModelConfig, loss: LossConfig) -> StepRandomness:
+    """z, k and d of one step, by its key."""
+    z_key, retrieval_key, k_key = jax.random.split(key, 3)
+    z, num_visible_chorus = {}, {}
+    for i, (name, target) in enumerate(sorted(batch.targets.items())):
+        shape = target.tokens.shape[:1]
+        z[name] = jax.random.bernoulli(jax.random.fold_in(z_key, i), loss.p_compressed, shape)
+        if loss.elastic:
+            random_key, chosen_key = jax.random.split(jax.random.fold_in(k_key, i))
+            chosen = z[name] & jax.random.bernoulli(chosen_key, loss.elastic, shape)
+            k = _random_k(random_key, shape, model.num_chorus, loss.elastic_k)
+            num_visible_chorus[name] = jnp.where(chosen, k, model.num_chorus)
+    k = None
+    if loss.elastic and loss.elastic_k != "halves":
+        k = _random_k(retrieval_key, (), model.num_chorus, loss.elastic_k)
+    dim = None
+    if loss.dims:
+        dims = jnp.asarray((*loss.dims, model.text.hidden_size))
+        dim = jax.random.choice(jax.random.fold_in(retrieval_key, 1), dims)
+    return StepRandomness(k, dim, z, num_visible_chorus)
+
+
+def answer_loss(
+    params: crem.Params,
+    memory: crem.Memory,
+    target: Target,
+    z: jax.Array,
+    num_visible_chorus: jax.Array | None,
+    model: ModelConfig,
+    loss: LossConfig,
+) -> AnswerStats:
+    """The answers of some rows. z: bool [B]. kept: int32 [B], or None for the whole chorus."""
+    if num_visible_chorus is not None:
+        memory = memory.truncate(num_visible_chorus)
+    hidden, _ = crem.decode(model, params, memory, target, z)
+    hidden = jnp.take_along_axis(hidden, target.answer_slot[..., None], axis=1)
+    if loss.vocab_chunk:
+        head = crem.head(model, params)
+        tokens = cross_entropy.chunked(hidden, head, target.answer, loss.vocab_chunk)
+    else:
+        tokens = cross_entropy.plain(crem.logits(model, params, hidden), target.answer)
+    count = jnp.maximum(jnp.sum(target.answer >= 0, axis=1), 1)
+    return AnswerStats(
+        # 1/T Σ_t of the paper: every sample weighs the same, however long its answers.
+        loss=jnp.sum(tokens.loss, axis=1) / count,
+        square=jnp.sum(jnp.square(tokens.log_z), axis=1) / count,
+        right=jnp.sum(tokens.right, axis=1),
+    )
+
+
+def retrieval(
+    log_temperature: jax.Array | None,
+    chorus: dict[str, jax.Array],
+    batch: Batch,
+    randomness: StepRandomness,
+    loss: LossConfig,
+) -> tuple[jax.Array, Metrics]:
+    """L_r of the global batch and its metrics.
+
+    Args:
+      log_temperature: the learnt one, or None. chorus: bucket -> float32 [B, K, D], all buckets.
+    """
+    temperature = loss.temperature
+    if log_temperature is not None:
+        temperature = jnp.exp(log_temperature)
+    query_valid, candidate_valid = batch.query_row >= 0, batch.candidate_row >= 0
+
+    def at(k, dim=None) -> tuple[jax.Array, Metrics]:
+        embeddings = jnp.concatenate([pooled(chorus[name], k, dim) for name in sorted(chorus)])
+        return info_nce(
+            embeddings[jnp.maximum(batch.query_row, 0)],
+            embeddings[jnp.maximum(batch.candidate_row, 0)],
+            batch.positive_hash,
+            batch.candidate_hash,
+            query_valid,
+            candidate_valid,
+            temperature,
+            loss.symmetric,
+        )
+
+    value, metrics = at(None)
+    if loss.elastic:
+        lengths = _halves(chorus) if randomness.k is None else randomness.k[None]
+        # One after another, and anew for the gradient: one matrix of similarities at a time.
+        truncated = jax.lax.map(jax.checkpoint(lambda k: at(k, randomness.dim)[0]), lengths)
+        value = (1 - loss.elastic) * value + loss.elastic * jnp.mean(truncated)
+    metrics = {"retrieval": value, "retrieval_queries": jnp.sum(query_valid), **metrics}
+    if log_temperature is not None:
+        metrics["temperature"] = temperature
+    return value, metrics
+
+
+def generation(
+    stats: dict[str, AnswerStats], batch: Batch, randomness: StepRandomness, loss: LossConfig
+) -> tuple[jax.Array, Metrics]:
+    """L_g of the global batch, with its z-loss, and its metrics; a part no sample had is NaN."""
+    names = sorted(stats)
+    counts = {name: jnp.sum(batch.targets[name].answer >= 0, axis=1) for name in names}
+    count = jnp.concatenate([counts[name] for name in names])
+    z = jnp.concatenate([randomness.z[name] for name in names])
+    row = jax.tree.map(lambda *x: jnp.concatenate(x), *[stats[name] for name in names])
+    has_answers = count > 0
+    value = _mean(row.loss, has_answers)
+    metrics = {f"generation_{name}": _mean(stats[name].loss, counts[name] > 0) for name in names}
+    metrics |= {
+        "generation": value,
+        "generation_native": _mean(row.loss, has_answers & ~z, jnp.nan),
+        "generation_compressed": _mean(row.loss, has_answers & z, jnp.nan),
+        "token_accuracy_native": _share(row.right, count, ~z),
+        "token_accuracy_compressed": _share(row.right, count, z),
+    }
+    if loss.z_loss:
+        metrics["z_loss"] = _mean(row.square, has_answers)
+        value += loss.z_loss * metrics["z_loss"]
+    return value, metrics
+
+
+def generation_weights(batch: Batch, loss: LossConfig) -> dict[str, jax.Array]:
+    """bucket -> float32 [B]: the weight of each row's answers in the loss of the global batch."""
+    has_answers = {name: jnp.any(t.answer >= 0, axis=1) for name, t in batch.targets.items()}
+    total = jnp.maximum(sum(jnp.sum(x) for x in has_answers.values()), 1)
+    return {name: loss.generation * x / total for name, x in has_answers.items()}
+
+
+def loss_fn(
+    params: crem.Params, batch: Batch, key: jax.Array, model: ModelConfig, loss: LossConfig
+) -> tuple[jax.Array, Metrics]:
+    """The loss of one batch, all of it at once, and its parts; a part that no sample had is NaN.
+
+    Args:
+      key: decides z, k and d.
+    """
+    randomness = draw(batch, key, model, loss)
+    memories = {
+        name: crem.compress(model, params, context)
+        for name, context in sorted(batch.contexts.items())
+    }
+    total, metrics = jnp.float32(0), {}
+    if loss.retrieval:
+        chorus = {name: memory.chorus for name, memory in memories.items()}
+        value, metrics = retrieval(log_temperature(params), chorus, batch, randomness, loss)
+        total += loss.retrieval * value
+    if loss.generation and batch.targets:
+        stats = {
+            name: answer_loss(
+                params,
+                memories[name],
+                target,
+                randomness.z[name],
+                randomness.num_visible_chorus.get(name),
+                model,
+                loss,
+            )
+            for name, target in sorted(batch.targets.items())
+        }
+        value, parts = generation(stats, batch, randomness, loss)
+        total += loss.generation * value
+        metrics |= parts
+    return total, metrics | {"loss": total}
+
+
+def log_temperature(params: crem.Params) -> jax.Array | None:
+    """The learnt one, if it is learnt."""
+    return params["loss"]["log_temperature"] if "loss" in params else None
+
+
+def bounded(params: crem.Params) -> crem.Params:
+    """The parameters with a learnt temperature, if there is one, inside of TEMPERATURES."""
+    if "loss" not in params:
+        return params
+    low, high = map(math.log, TEMPERATURES)
+    clipped = jnp.clip(params["loss"]["log_temperature"], low, high)
+    return params | {"loss": {"log_temperature": clipped}}
+
+
+def _mean(values: jax.Array, chosen: jax.Array, of_nothing: float = 0.0) -> jax.Array:
+    count = jnp.sum(chosen)
+    mean = jnp.sum(jnp.where(chosen, values, 0.0)) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, mean, of_nothing)
+
+
+def _share(right: jax.Array, count: jax.Array, chosen: jax.Array) -> jax.Array:
+    total = jnp.sum(jnp.where(chosen, count, 0))
+    share = jnp.sum(jnp.where(chosen, right, 0)) / jnp.maximum(total, 1)
+    return jnp.where(total > 0, share, jnp.nan)
+
+
+def _halves(chorus: dict[str, jax.Array]) -> jax.Array:
+    """int32 [n]: K, K/2, K/4, … 1."""
+    largest = next(iter(chorus.values())).shape[1]
+    return largest >> jnp.arange(largest.bit_length())
+
+
+def _random_k(key: jax.Array, shape: tuple[int, ...], largest: int, how: str) -> jax.Array:
+    """int32 k in 1..K, see ELASTIC_K."""
+    if how == "uniform":
+        return jax.random.randint(key, shape, 1, largest + 1)
+    if how == "halves":
+        return largest >> jax.random.randint(key, shape, 0, largest.bit_length())
+    weights = -jnp.log(jnp.arange(1, largest + 1, dtype=jnp.float32))
+    return 1 + jax.random.categorical(key, weights, shape=shape).astype(jnp.int32)

@@ -1,0 +1,28 @@
+"""The project installs whole and its scripts are sound."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci/run"]
+
+
+def test_every_folder_of_modules_is_a_package_and_so_gets_installed():
+    folders = {module.parent for module in (ROOT / "crem_jax").rglob("*.py")}
+    folders.discard(ROOT / "crem_jax" / "assets")  # package data: nothing imports it from here
+    missing = [f.relative_to(ROOT) for f in folders if not (f / "__init__.py").exists()]
+    assert not missing, f"without __init__.py setuptools leaves these out: {missing}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_launch_scripts_parse(script):
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_quickstart_refuses_unknown_arguments():
+    command = ["bash", ROOT / "launch/quickstart.sh", "--fast"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "usage: bash launch/quickstart.sh [--smoke]\n"

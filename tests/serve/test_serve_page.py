@@ -1,0 +1,152 @@
+"""The page, in a real Chromium: what a person does there, and that nothing else can be done."""
+
+from __future__ import annotations
+
+import shutil
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+import crem_jax
+from crem_jax import library
+from crem_jax.library.contents import Contents
+from crem_jax.library.indexing import about_of, index
+from crem_jax.serve.service import Service
+from tests.support.serving import client, draw, serving
+
+pytest.importorskip("gradio", reason="the page needs gradio: pip install 'crem_jax[ui]'")
+
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+EVIL = "<img src=x onerror=document.title='evil'> ${1+1} {{id}}"
+
+
+@pytest.fixture(scope="module")
+def url(tiny_model_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "photos").mkdir()
+    for i in range(5):
+        draw(i).save(folder / "photos" / f"{i}.png")
+    (folder / "photos" / "0.txt").write_text(EVIL)
+    model = crem_jax.load(tiny_model_dir)
+    lib = library.create(folder / "lib", about_of(model, "tiny", "float32"))
+    index(model, lib, Contents(str(folder / "photos")))
+    with serving(Service(model, "tiny", lib), page=True) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    # Whoever asks for these tests (-m slow) shall not take skipped ones for passed ones.
+    try:
+        from playwright import sync_api
+    except ImportError:
+        pytest.fail("the page is tested through playwright: pip install 'crem_jax[dev]'")
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if path is None:
+        pytest.fail("the page is tested in a Chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    """The page, and a check that it asked nobody else and met no error."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    opened = context.new_page()
+    hosts, errors = set(), []
+    opened.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(url)
+    yield opened
+    context.close()
+    assert hosts <= {"127.0.0.1", None} and errors == []
+
+
+@pytest.mark.slow
+def test_words_find_a_hit_is_asked_and_both_answers_stand_side_by_side(page):
+    page.get_by_label("Words").fill("a tree")
+    page.get_by_role("button", name="Find").click()
+    hits = page.locator(".hit")
+    hits.nth(4).wait_for()
+    assert hits.count() == 5
+    scores = [float(text) for text in page.locator(".hit .line b").all_inner_texts()]
+    assert scores == sorted(scores, reverse=True)
+    hits.nth(1).click()
+    page.locator("#chosen .chosen").wait_for()
+    page.locator("#asking .ask").click()
+    for kind in ("compressed", "native"):
+        facts = page.locator(f"#asking .{kind} .facts")
+        facts.get_by_text("to the first token").wait_for()
+        page.locator(f"#asking .answer.{kind}:has(.facts)").wait_for()
+    assert page.title() != "evil"
+
+
+@pytest.mark.slow
+def test_texts_of_a_library_stay_texts(page):
+    page.get_by_label("Words").fill("a tree")
+    page.get_by_role("button", name="Find").click()
+    page.get_by_text(EVIL, exact=True).wait_for()
+    assert page.title() != "evil"
+
+
+@pytest.mark.slow
+def test_a_dropped_picture_finds_itself_and_is_described(page, tmp_path):
+    draw(3).save(tmp_path / "mine.png")
+    page.locator("#query input[type=file]").set_input_files(tmp_path / "mine.png")
+    first = page.locator(".hit").first
+    first.wait_for()
+    assert first.get_attribute("data-id") == "3.png"
+    assert page.locator(".hit .line b").first.inner_text() == "1.000"
+    page.locator("#query .clear").click()
+    page.get_by_text("text or at least one picture").wait_for()
+    page.get_by_role("tab", name="Describe").click()
+    draw(4, (3000, 2000)).save(tmp_path / "large.png")
+    page.locator("#own input[type=file]").set_input_files(tmp_path / "large.png")
+    page.locator("#own img").wait_for()
+    assert page.locator("#own img").evaluate("image => image.naturalHeight") == 1280
+    described = page.get_by_role("tabpanel").filter(has=page.locator("#own"))
+    described.get_by_label("native", exact=True).check()
+    described.locator(".ask").click()
+    described.locator(".native .facts").get_by_text("memory").wait_for()
+    assert not described.locator(".answer.compressed").is_visible()
+
+
+# what is not reachable
+
+
+@pytest.fixture
+def http(url):
+    with client(url) as opened:
+        yield opened
+
+
+def joined(http: httpx.Client, data: list) -> httpx.Response:
+    functions = http.get("/config").json()["dependencies"]
+    body = {"data": data, "fn_index": functions[0]["id"], "session_hash": "abc"}
+    return http.post("/gradio_api/queue/join", json=body)
+
+
+def test_neither_files_nor_urls_are_read_for_the_page(http):
+    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    for data in ([file], ["a", file, 4, 5], [{"a": 1}], [["a"]], {"a": 1}):
+        assert joined(http, data).status_code == 400
+    assert joined(http, ["a tree", "", 4, 5]).status_code == 200
+    for path in ("file=/etc/passwd", "proxy=http://127.0.0.1/", "upload", "vibe-edit", "runs"):
+        assert http.get(f"/gradio_api/{path}").status_code == 404
+        assert http.post(f"/gradio_api/{path}", json={}).status_code == 404
+    for path in ("/monitoring", "/assets/..%2f..%2f..%2fetc/passwd", "/gradio_api/call/find"):
+        assert http.get(path).status_code == 404
+
+
+def test_the_page_names_no_other_host_and_may_ask_none(http):
+    policy = http.get("/").headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "http" not in policy
+    assert "fonts.g" not in http.get("/theme.css").text
