@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from crem_jax.errors import CremError
+
 STYLES = ("qwen2_vl", "qwen2_5_vl")
 """Backbones that are implemented, by Hugging Face's model type."""
 
@@ -16,7 +18,7 @@ WEIGHTS = ("int8",)
 """Types of parameters, weights and arithmetic."""
 
 
-class ConfigError(ValueError):
+class ConfigError(CremError):
     """A configuration names something this library does not implement, or contradicts itself."""
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from crem_jax.errors import CremError
 from crem_jax.files import WriteFailed
 
 _meetings = itertools.count()
@@ -49,7 +50,7 @@ def start(spec: str = "auto") -> None:
         return
     match = _ADDRESS.fullmatch(spec)
     if not match or not int(match["index"]) < int(match["count"]):
-        raise ValueError(
+        raise CremError(
             f"--distributed {spec!r} is not auto, off or HOST:PORT,N,I with process I of 0..N-1"
         )
     # `cluster_detection_method`: what is given is complete, so that nothing needs to be guessed.

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from crem_jax.errors import CremError
+
 AXES = ("data", "fsdp", "tensor")
 
 RULES: tuple[tuple[str, Any], ...] = (
@@ -56,7 +58,7 @@ def make_mesh(
     count = jax.device_count() if devices is None else len(devices)
     shape = shape or (count, 1, 1)
     if int(np.prod(shape)) != count:
-        raise ValueError(f"mesh {tuple(shape)} needs {int(np.prod(shape))} devices, found {count}")
+        raise CremError(f"mesh {tuple(shape)} needs {int(np.prod(shape))} devices, found {count}")
     types = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
 

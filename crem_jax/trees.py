@@ -10,13 +10,15 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from crem_jax.errors import CremError
+
 T = TypeVar("T")
 Tree = Mapping[str, Any]
 
 _MISSING = object()
 
 
-class TreeError(ValueError):
+class TreeError(CremError):
     """Two trees differ, or a rule and a tree do not fit each other."""
 
 

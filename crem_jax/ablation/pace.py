@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from crem_jax.ablation.measure import Asked
 from crem_jax.ablation.study import Row, Setting
 from crem_jax.data.batches.spec import make_batch_spec
+from crem_jax.errors import CremError
 from crem_jax.files import write_json
 from crem_jax.flops import model_flops
 from crem_jax.train.loop import train
@@ -123,7 +124,7 @@ def choose_steps(timed: Pace, costs: Sequence[Cost], seconds: float) -> int:
     each = sum(cost.flops for cost in costs) / timed.flops * timed.step_seconds
     steps = int((seconds - fixed) / each)
     if steps < 1:
-        raise ValueError(
+        raise CremError(
             f"--minutes {seconds / 60:.0f} is too short for {len(costs)} runs: starting and "
             f"evaluating them alone takes {fixed / 60:.0f}; expected more minutes or fewer --seeds"
         )

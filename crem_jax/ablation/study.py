@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from crem_jax.errors import CremError
+
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
@@ -87,7 +89,7 @@ class Study:
         for key, value in self.assumes.items():
             found = functools.reduce(operator.getitem, key.split("."), config)
             if found != value:
-                raise ValueError(
+                raise CremError(
                     f"study {self.name} takes {value!r} for the default of {key}, and the config "
                     f"has {found!r}; expected a config in which it is {value!r}"
                 )

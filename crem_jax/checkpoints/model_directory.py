@@ -23,6 +23,7 @@ from crem_jax.config import ModelConfig
 from crem_jax.convert.huggingface import check_same_bits, read_tokenizer
 from crem_jax.convert.safetensors_io import atomic_directory
 from crem_jax.data.chat_template import chat_template
+from crem_jax.errors import CremError
 from crem_jax.files import write_json
 from crem_jax.model import crem
 
@@ -83,7 +84,7 @@ def load_config(directory: str | Path) -> ModelConfig:
     try:
         return ModelConfig.from_dict(json.loads(path.read_text()))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise CremError(f"{path}: {error}") from error
 
 
 def load_model(
@@ -179,7 +180,7 @@ def _reading(where: Path) -> Iterator[None]:
         raise
     except Exception as error:  # orbax and tensorstore have no common class for bad data
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{where.parent}: is damaged: {reason}") from error
+        raise CremError(f"{where.parent}: is damaged: {reason}") from error
 
 
 def score(metrics: dict[str, float]) -> float:

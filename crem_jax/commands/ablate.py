@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from crem_jax.ablation.studies import STUDIES, TABLES
 from crem_jax.ablation.study import Setting, Study
 from crem_jax.commands.train import take_rest  # noqa: F401
+from crem_jax.errors import CremError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -166,7 +167,7 @@ def _pace(
         for name in ("steps", "scenes"):
             asked, there = getattr(args, name), getattr(pace, name)
             if asked not in (None, there):
-                raise ValueError(
+                raise CremError(
                     f"--{name} {asked}: the runs in {workdir} have {there}; give another --workdir"
                 )
         if args.minutes:
@@ -174,7 +175,7 @@ def _pace(
         return pace
     for config in configs.values():
         if config.get("evaluate") != "emoji":
-            raise ValueError(
+            raise CremError(
                 f"config.evaluate is {config.get('evaluate')!r}; what is measured here is 'emoji'"
             )
     _say("timing a few steps and an evaluation")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from crem_jax.errors import CremError
+
 EXAMPLES = """\
   crem doctor pairs.jsonl
   crem doctor photos --out checked --max_aspect 20
@@ -68,13 +70,13 @@ def run(args: argparse.Namespace) -> int:
 
     unknown = [fault for fault in args.keep if fault not in FAULTS]
     if unknown:
-        raise ValueError(f"--keep {unknown[0]!r} is no fault; faults: {', '.join(FAULTS)}")
+        raise CremError(f"--keep {unknown[0]!r} is no fault; faults: {', '.join(FAULTS)}")
     tokenizer = Path(args.tokenizer or TOKENIZER_DIR) / "tokenizer.json"
     if not tokenizer.is_file():
         raise FileNotFoundError(f"{tokenizer} does not exist")
     kind, arguments = parse_source(args.source)
     if "index" in arguments or "limit" in arguments:
-        raise ValueError("the index is made for a whole source; leave out index and limit")
+        raise CremError("the index is made for a whole source; leave out index and limit")
     source = make_source(kind, arguments, args.source)
     chosen = {"max_pixels": args.max_pixels} if args.max_pixels else {}
     limits = Limits(

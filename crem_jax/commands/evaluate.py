@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from crem_jax.errors import CremError
+
 EXAMPLES = """\
   crem eval runs/emoji
   crem eval runs/emoji --step last --out last.json
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     directory = Path(args.model)
     name = _world(directory)
     if not name:
-        raise ValueError(f"{directory} was trained without an evaluation (config.evaluate is '')")
+        raise CremError(f"{directory} was trained without an evaluation (config.evaluate is '')")
     scores = evaluator(name).evaluate(model)
     summary = scores | costs(directory, time.perf_counter() - since)
     out = Path(args.out) if args.out else directory / "summary.json"

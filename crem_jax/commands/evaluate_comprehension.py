@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from crem_jax.errors import CremError
+
 EXAMPLES = """\
   crem eval comprehension runs/crem-2b --tsv LMUData/MMBench_DEV_EN.tsv LMUData/AI2D_TEST.tsv
   crem eval comprehension runs/crem-2b --tsv LMUData/*.tsv --k 4 --xlsx
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
     for mode in args.modes:
         if mode not in MODES:
-            raise ValueError(f"--modes {mode!r} is not one of {', '.join(MODES)}")
+            raise CremError(f"--modes {mode!r} is not one of {', '.join(MODES)}")
     modes = [mode for mode in MODES if mode in args.modes]
     model = load(args.model, args.step, dtype=args.dtype)
     name = args.name or Path(args.model).resolve().name

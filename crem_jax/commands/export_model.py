@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from crem_jax.errors import CremError
+
 EXAMPLES = """\
   crem export runs/emoji exported
   crem export runs/emoji exported --dtype bfloat16 --step last --overwrite
@@ -73,7 +75,7 @@ def _refuse_other_training(directory: Path, params: dict[str, Any]) -> None:
     del rates["loss/log_temperature"]
     others = [path for path, rate in rates.items() if rate and not is_adapter(path)]
     if others:
-        raise ValueError(
+        raise CremError(
             f"{directory} has trained {', '.join(others)} too (optim.rates), which an adapter does "
             "not hold; export without --adapter, which merges all of it"
         )
@@ -143,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is not JSON: {error}") from error
+        raise CremError(f"{path}: is not JSON: {error}") from error
 
 
 def _flat(value: Any) -> str:

@@ -12,6 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from crem_jax.errors import CremError
+
 EXAMPLES = """\
   crem find runs/emoji "a tiger" --in photos
   crem find runs/emoji --image query.jpg --in photos --top 10 --out grid.png
@@ -56,19 +58,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.words is None and not args.image:
-        raise ValueError("nothing to find; expected words, --image FILE, or both")
+        raise CremError("nothing to find; expected words, --image FILE, or both")
     from crem_jax.data.images.folders import pictures_in
     from crem_jax.library.library import is_library
 
     if is_library(args.folder):
         if args.dim is not None:
-            raise ValueError(f"--dim {args.dim} needs a folder; {args.folder} is a library")
+            raise CremError(f"--dim {args.dim} needs a folder; {args.folder} is a library")
         from crem_jax.commands.find_library import run as run_library
 
         return run_library(args)
     for name in ("where", "ask"):
         if getattr(args, name) is not None:
-            raise ValueError(f"--{name} needs a library; {args.folder} is none")
+            raise CremError(f"--{name} needs a library; {args.folder} is none")
     paths = pictures_in(args.folder)
 
     from crem_jax.commands.output import print_json, print_table

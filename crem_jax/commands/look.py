@@ -12,6 +12,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from crem_jax.errors import CremError
+
 EXAMPLES = """\
   crem look runs/emoji photo.jpg
   crem look runs/emoji photo.jpg --text "find the key" --layers last
@@ -79,7 +81,7 @@ def _layers(text: str, count: int) -> list[int] | None:
         return [count - 1]
     parts = text.split(",")
     if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--layers {text!r} is not all, last or numbers with commas")
+        raise CremError(f"--layers {text!r} is not all, last or numbers with commas")
     return [int(part) for part in parts]
 
 
@@ -90,4 +92,4 @@ def _names(directories: Sequence[str]) -> list[str]:
         names = ["-".join(part.strip("/") for part in parts[-length:]) for parts in paths]
         if len(set(names)) == len(names):
             return names
-    raise ValueError(f"a model is given twice: {', '.join(directories)}")
+    raise CremError(f"a model is given twice: {', '.join(directories)}")

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 
+from crem_jax.errors import CremError
+
 EXAMPLES = """\
   crem prepare pairs.jsonl data/pairs
   crem prepare photos data/photos --max_pixels 1003520
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     from crem_jax.processes import default_workers
 
     if not args.split.isidentifier():
-        raise ValueError(f"--split {args.split!r} is no name; expected letters, digits and _")
+        raise CremError(f"--split {args.split!r} is no name; expected letters, digits and _")
     kind, arguments = parse_source(args.source)
     source = make_source(kind, arguments, args.source)
     plan = Plan(

@@ -12,6 +12,8 @@ import os
 import sys
 from pathlib import Path
 
+from crem_jax.errors import CremError
+
 EXAMPLES = """\
   crem serve --model runs/quickstart --library runs/quickstart/library
   crem serve --model runs/crem-2b --port 9000 --dtype bfloat16 --no_page
@@ -87,10 +89,10 @@ def run(args: argparse.Namespace) -> None:
         from crem_jax.serve.inputs.remote import Fetcher
         from crem_jax.serve.service import Service
     except ImportError as error:
-        raise ValueError(f"serving needs {error.name}: pip install 'crem_jax[serve]'") from error
+        raise CremError(f"serving needs {error.name}: pip install 'crem_jax[serve]'") from error
     page = not args.no_page and _has_page()
     if token is None and not is_loopback(args.host):
-        raise ValueError(
+        raise CremError(
             f"--host {args.host} can be reached from elsewhere, which needs a token: --token_file, "
             f"or the environment variable {TOKEN}"
         )
@@ -139,7 +141,7 @@ def _token(args: argparse.Namespace) -> str | None:
     if args.token_file is not None:
         token, where = Path(args.token_file).read_text(encoding="utf-8").strip(), args.token_file
     if token is not None and len(token) < SHORTEST_TOKEN:
-        raise ValueError(
+        raise CremError(
             f"the token in {where} has {len(token)} characters; expected at least {SHORTEST_TOKEN}"
         )
     return token

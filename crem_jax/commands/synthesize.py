@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from crem_jax.errors import CremError
+
 EXAMPLES = """\
   crem synthesize pairs.jsonl pairs_qa.jsonl --teacher models/qwen2-vl-7b
   crem synthesize mmeb:MMEB-train,subset=MSCOCO_i2t coco_qa.jsonl --teacher models/7b --pairs 4
@@ -57,15 +59,15 @@ def run(args: argparse.Namespace) -> int:
     from crem_jax.data.tools.synthesize import Task, synthesize
 
     if bool(args.endpoint) != bool(args.model):
-        raise ValueError("--endpoint and --model NAME belong together")
+        raise CremError("--endpoint and --model NAME belong together")
     if args.api_key_env and not args.endpoint:
-        raise ValueError(f"--api_key_env {args.api_key_env} needs --endpoint")
+        raise CremError(f"--api_key_env {args.api_key_env} needs --endpoint")
     questions: tuple[str, ...] = ()
     if args.questions:
         lines = Path(args.questions).read_text(encoding="utf-8").splitlines()
         questions = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
         if not questions:
-            raise ValueError(f"{args.questions} has no questions; expected one a line")
+            raise CremError(f"{args.questions} has no questions; expected one a line")
     kind, arguments = parse_source(args.source)
     source = make_source(kind, arguments, args.source)
     teacher = _teacher(args)

@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from crem_jax.errors import CremError
+
 EXAMPLES = """\
   crem tell runs/emoji photo.jpg
   crem tell runs/emoji photo.jpg "How many tigers are there?"
@@ -64,16 +66,14 @@ def run(args: argparse.Namespace) -> None:
     if args.library:
         return _from_library(args)
     if args.id is not None:
-        raise ValueError(f"--id {args.id!r} needs --in LIBRARY")
+        raise CremError(f"--id {args.id!r} needs --in LIBRARY")
     if args.image is None:
-        raise ValueError("expected IMAGE, or --in LIBRARY --id X")
+        raise CremError("expected IMAGE, or --in LIBRARY --id X")
     args.question = QUESTION if args.question is None else args.question
     if args.k and not args.compressed:
-        raise ValueError(f"--k {args.k} needs --compressed: a native answer sees everything")
+        raise CremError(f"--k {args.k} needs --compressed: a native answer sees everything")
     if args.sinks and not args.compressed:
-        raise ValueError(
-            f"--sinks {args.sinks} needs --compressed: a native answer sees everything"
-        )
+        raise CremError(f"--sinks {args.sinks} needs --compressed: a native answer sees everything")
 
     from crem_jax.commands.output import print_json
     from crem_jax.inference.model import load
@@ -109,11 +109,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _from_library(args: argparse.Namespace) -> None:
     if args.id is None:
-        raise ValueError(f"--in {args.library} needs --id X; `crem find` shows ids")
+        raise CremError(f"--in {args.library} needs --id X; `crem find` shows ids")
     if args.question is not None:
-        raise ValueError(f"IMAGE {args.image!r} is not used with --in; give the question alone")
+        raise CremError(f"IMAGE {args.image!r} is not used with --in; give the question alone")
     if args.sinks:
-        raise ValueError(f"--sinks {args.sinks}: a library keeps the chorus alone")
+        raise CremError(f"--sinks {args.sinks}: a library keeps the chorus alone")
     question = QUESTION if args.image is None else args.image
 
     from crem_jax.library.library import open as open_library

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from crem_jax.commands.options import whole
+from crem_jax.errors import CremError
 
 EXAMPLES = """\
   crem train --config=configs/emoji.py --workdir=runs/emoji
@@ -95,7 +96,7 @@ def _train(args: argparse.Namespace) -> None:
     names = [name for name in args.log.split(",") if name]
     unknown = [name for name in names if name not in WRITERS]
     if unknown:
-        raise ValueError(f"--log {unknown[0]!r} is not one of {', '.join(WRITERS)}")
+        raise CremError(f"--log {unknown[0]!r} is not one of {', '.join(WRITERS)}")
     config = read_recipe(args.config, args.overrides)
 
     import jax

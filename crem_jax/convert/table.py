@@ -18,11 +18,12 @@ from flax import linen as nn
 from crem_jax import lazy_array, trees
 from crem_jax.config import ModelConfig
 from crem_jax.convert.transforms import Flat, Linear, Patch, Same, Shape, copy
+from crem_jax.errors import CremError
 from crem_jax.lazy_array import Index, LazyArray
 from crem_jax.model import crem
 
 
-class WeightsError(ValueError):
+class WeightsError(CremError):
     """Weights cannot be read or do not fit; the message names the file and the tensors."""
 
 

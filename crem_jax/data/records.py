@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from crem_jax.errors import CremError
+
 Picture = np.ndarray | Image.Image | bytes | str | os.PathLike
 """A picture: uint8 [H, W, 3] pixels, a PIL image, encoded bytes, or a path."""
 
 
-class RecordError(ValueError):
+class RecordError(CremError):
     """A record cannot be used; the message names it and says what is wrong with it."""
 
 
@@ -42,7 +44,7 @@ class Item:
 
     def __post_init__(self):
         if not self.text.strip() and not self.images:
-            raise ValueError("an item needs text or at least one picture; both are empty")
+            raise CremError("an item needs text or at least one picture; both are empty")
 
     def content_hash(self) -> int:
         """64-bit hash of the content: equal items are duplicates, never each other's negatives."""
@@ -64,7 +66,7 @@ class Item:
         if isinstance(value, Mapping):
             unknown = set(value) - {"text", "image", "images"}
             if unknown:
-                raise ValueError(
+                raise CremError(
                     f"unknown keys {sorted(unknown)} in an item; expected 'text', 'image', 'images'"
                 )
             images = tuple(value.get("images", ()))
@@ -73,7 +75,7 @@ class Item:
             return Item(text=value.get("text", "") or "", images=images)
         if isinstance(value, np.ndarray | Image.Image | bytes | os.PathLike):
             return Item(images=(value,))
-        raise ValueError(
+        raise CremError(
             f"cannot embed a {type(value).__name__}; expected text, a picture, or a mapping with "
             "'text' and/or 'image'"
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crem_jax.errors import CremError
 from crem_jax.files import DIGEST, file_digest
 
 if TYPE_CHECKING:
@@ -99,9 +100,9 @@ class EmbeddingCache:
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise ValueError(f"{path} is damaged: {error}; delete it") from error
+            raise CremError(f"{path} is damaged: {error}; delete it") from error
         if vectors.type.list_size != self._dim:
-            raise ValueError(
+            raise CremError(
                 f"{path} has vectors of {vectors.type.list_size} numbers; expected {self._dim}"
             )
         number = len(self._parts)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crem_jax.errors import CremError
 from crem_jax.evaluate.progress import Counting, quiet
 from crem_jax.inference.batches import Shape, fill_batch, plan_batches, shape_of
 
@@ -61,7 +62,7 @@ def encode_missing(
             vectors = _embed(model, rows, size, k)
             if not (finite := np.isfinite(vectors).all(axis=1)).all():
                 first = work[keys[chosen[int(np.argmin(finite))]]]
-                raise ValueError(f"{first.place}: the embedding is not finite")
+                raise CremError(f"{first.place}: the embedding is not finite")
             cache.put([keys[i] for i in chosen], vectors)
             progress(len(chosen))
     return len(keys)
@@ -86,7 +87,7 @@ def shapes_of(pool: ThreadPoolExecutor, model: Model, work: Sequence[Work]) -> l
     bad = [one for one in found if isinstance(one, str)]
     if bad:
         more = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
-        raise ValueError(f"{bad[0]}{more}")
+        raise CremError(f"{bad[0]}{more}")
     return found
 
 
@@ -102,7 +103,7 @@ def prepared(
         try:
             return model.prompter.context(one.item)
         except ValueError as error:
-            raise ValueError(f"{one.place}: {error}") from error
+            raise CremError(f"{one.place}: {error}") from error
 
     def begin(batch: tuple[list[int], int] | None) -> list[Future]:
         return [pool.submit(prepare, work[i]) for i in batch[0]] if batch else []

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from crem_jax.data.inputs.prompt import ContextRow, PromptError
 from crem_jax.data.records import Item, Picture
+from crem_jax.errors import CremError
 from crem_jax.inference.model import Model
 
 _AT_ONCE = 256  # inputs whose patches are held in memory
@@ -148,7 +149,7 @@ def _fingerprint(leaves: list[jax.Array]) -> str:
 def _pairs(batch: Mapping[str, list]) -> Iterator[tuple[str, tuple[Picture, ...]]]:
     texts, images = batch.get("text"), batch.get("image")
     if texts is None and images is None:
-        raise ValueError(f"a batch has neither 'text' nor 'image', only {', '.join(batch)}")
+        raise CremError(f"a batch has neither 'text' nor 'image', only {', '.join(batch)}")
     count = len(images if texts is None else texts)
     for i in range(count):
         picture = None if images is None else images[i]

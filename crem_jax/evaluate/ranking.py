@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from crem_jax.errors import CremError
+
 
 def ranks(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Pessimistic rank of the best positive of each row, 0 is first.
@@ -18,9 +20,9 @@ def ranks(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
       ValueError: a score is not finite, or a row has no positive.
     """
     if not np.isfinite(scores).all():
-        raise ValueError(f"{np.sum(~np.isfinite(scores))} scores are not finite")
+        raise CremError(f"{np.sum(~np.isfinite(scores))} scores are not finite")
     if not positive.any(axis=1).all():
-        raise ValueError(f"{np.sum(~positive.any(axis=1))} queries have no positive candidate")
+        raise CremError(f"{np.sum(~positive.any(axis=1))} queries have no positive candidate")
     best = np.where(positive, scores, -np.inf).max(axis=1, keepdims=True)
     return np.sum(~positive & (scores >= best), axis=1)
 

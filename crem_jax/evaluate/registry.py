@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import ModuleType
 
+from crem_jax.errors import CremError
 from crem_jax.evaluate import emoji
 
 EVALUATORS: Mapping[str, ModuleType] = {"emoji": emoji}
@@ -15,5 +16,5 @@ def evaluator(name: str) -> ModuleType:
     """Raises ValueError for an unknown name."""
     if name not in EVALUATORS:
         known = ", ".join(sorted(EVALUATORS))
-        raise ValueError(f"config.evaluate {name!r} is not one of {known}, or '' for none")
+        raise CremError(f"config.evaluate {name!r} is not one of {known}, or '' for none")
     return EVALUATORS[name]

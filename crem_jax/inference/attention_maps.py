@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from crem_jax.data.records import Item
+from crem_jax.errors import CremError
 from crem_jax.inference.batches import context_batches
 from crem_jax.inference.model import Model
 from crem_jax.model import crem
@@ -63,14 +64,14 @@ def gaze(model: Model, item: Any, layers: Sequence[int] | None = None) -> Attent
     """
     item = Item.of(item)
     if not model.config.num_chorus:
-        raise ValueError("this model has no chorus tokens to look with (a plain backbone)")
+        raise CremError("this model has no chorus tokens to look with (a plain backbone)")
     if len(item.images) != 1:
-        raise ValueError(f"the item has {len(item.images)} pictures; expected one to look at")
+        raise CremError(f"the item has {len(item.images)} pictures; expected one to look at")
     count = model.config.text.num_layers
     chosen = list(range(count) if layers is None else layers)
     for layer in chosen:
         if not 0 <= layer < count:
-            raise ValueError(f"layer {layer} is not in 0..{count - 1}")
+            raise CremError(f"layer {layer} is not in 0..{count - 1}")
     (grid,) = model.prompter.draft(item).grids
     row = model.prepare(item)
     ((_, context),) = context_batches([row], model.config)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crem_jax.errors import CremError
+
 if TYPE_CHECKING:
     from crem_jax.data.records import Item
     from crem_jax.inference.model import Model
@@ -63,7 +65,7 @@ def rank_pictures(
         if rows:
             found += _scored(usable, model.encode(rows, k, dim) @ wanted)
     if not found:
-        raise ValueError(
+        raise CremError(
             f"none of the {len(paths)} pictures can be read; the first: {skipped[0][1]}"
         )
     return Ranking(tuple(sorted(found, key=lambda hit: -hit.score)), tuple(skipped))

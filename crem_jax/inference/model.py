@@ -16,6 +16,7 @@ from crem_jax.data.inputs.padding import ContextRow, PromptError
 from crem_jax.data.inputs.prompt import Prompter
 from crem_jax.data.records import Item
 from crem_jax.distributed import to_host
+from crem_jax.errors import CremError
 from crem_jax.inference import decoding
 from crem_jax.inference.batches import MAX_ROWS, context_batches, pad_questions
 from crem_jax.inference.decoding import Sampling
@@ -219,7 +220,7 @@ class Model:
           ValueError: an empty question, one that does not fit the model, or too few of them.
         """
         if len(questions) != len(memory.next_position):
-            raise ValueError(
+            raise CremError(
                 f"{len(questions)} questions about {len(memory.next_position)} memories; expected "
                 "one for each"
             )
@@ -328,11 +329,11 @@ class Model:
         self._check_k(k)
         width = self.config.text.hidden_size
         if dim is not None and not 1 <= dim <= width:
-            raise ValueError(f"dim = {dim} is not in 1..{width} (numbers of an embedding)")
+            raise CremError(f"dim = {dim} is not in 1..{width} (numbers of an embedding)")
 
     def _check_chorus(self) -> None:
         if not self.config.num_chorus:
-            raise ValueError(
+            raise CremError(
                 "this model cannot find: it has no chorus tokens (a plain backbone). "
                 "Give it some with `crem import --chorus 16` and train it"
             )
@@ -348,7 +349,7 @@ class Model:
 
     def _check_k(self, k: int | None) -> None:
         if k is not None and not 1 <= k <= self.config.num_chorus:
-            raise ValueError(f"k = {k} is not in 1..{self.config.num_chorus} (chorus tokens)")
+            raise CremError(f"k = {k} is not in 1..{self.config.num_chorus} (chorus tokens)")
 
     def validate_generate(
         self, compressed: bool = False, k: int | None = None, sinks: int = 0
@@ -356,13 +357,13 @@ class Model:
         """Raises ValueError where `generate` would, whatever the items."""
         for name, value in (("k", k), ("sinks", sinks)):
             if value and not compressed:
-                raise ValueError(
+                raise CremError(
                     f"{name} = {value} needs compressed=True: native answers see everything"
                 )
         if sinks < 0:
-            raise ValueError(f"sinks = {sinks} is not at least 0")
+            raise CremError(f"sinks = {sinks} is not at least 0")
         if compressed and not self.config.num_chorus:
-            raise ValueError("this model has no chorus tokens to answer from; ask it natively")
+            raise CremError("this model has no chorus tokens to answer from; ask it natively")
         self._check_k(k)
 
     def _num_visible_chorus(self, compressed: bool, k: int | None) -> int | None:
@@ -394,9 +395,9 @@ def load(
     from crem_jax.checkpoints.open import load_parts, open_parts
 
     if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        raise CremError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if weights not in (None, *WEIGHTS):
-        raise ValueError(f"weights {weights!r} is not one of {', '.join(WEIGHTS)}")
+        raise CremError(f"weights {weights!r} is not one of {', '.join(WEIGHTS)}")
     if weights:
         config, stored, tokenizer = open_parts(directory, step)
         params = jax.device_put(quantise(stored, dtype))
@@ -448,5 +449,5 @@ def join_memories(parts: Sequence[Memory]) -> Memory:
 
 def _as_list(items: Any) -> list[Any]:
     if isinstance(items, str | bytes) or not isinstance(items, Sequence):
-        raise ValueError(f"expected a list of items, got a {type(items).__name__}")
+        raise CremError(f"expected a list of items, got a {type(items).__name__}")
     return list(items)

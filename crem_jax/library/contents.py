@@ -19,6 +19,7 @@ from crem_jax.data.records import Item, Picture
 from crem_jax.data.sources.command_line import parse_source
 from crem_jax.data.sources.registry import make_source
 from crem_jax.data.sources.selected import where
+from crem_jax.errors import CremError
 
 _BARE = ("folder", "jsonl")  # kinds that can do without anything to learn
 _THUMBNAIL = 192  # pixels of the longer side
@@ -41,7 +42,7 @@ class IndexItem:
     metadata: Mapping[str, Any]
 
 
-class IndexItemError(ValueError):
+class IndexItemError(CremError):
     """A known item cannot be used. id: its name."""
 
     def __init__(self, name: str, reason: str):

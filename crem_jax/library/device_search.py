@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from crem_jax.errors import CremError
+
 
 class DeviceVectors:
     """Vectors split by rows over all devices of a mesh.
@@ -42,9 +44,9 @@ class DeviceVectors:
           ValueError: `top` or `recall` is out of range.
         """
         if not 1 <= top <= self.count:
-            raise ValueError(f"top = {top} is not in 1..{self.count} (vectors)")
+            raise CremError(f"top = {top} is not in 1..{self.count} (vectors)")
         if not 0 < recall <= 1:
-            raise ValueError(f"recall = {recall} is not above 0 and at most 1")
+            raise CremError(f"recall = {recall} is not above 0 and at most 1")
         queries = jnp.asarray(queries, jnp.float32)
         scores, rows = _search(self._mesh, self.count, top, recall, self._rows, queries)
         return np.asarray(rows), np.asarray(scores)

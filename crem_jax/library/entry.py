@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from crem_jax.errors import CremError
+
 ENCODINGS = ("float32", "bfloat16", "int8", "none")
 """How the numbers of a memory are stored; "none" keeps no memories."""
 
 FORMAT = 1
 
 
-class LibraryError(ValueError):
+class LibraryError(CremError):
     """A library cannot be used as asked; the message says why."""
 
 

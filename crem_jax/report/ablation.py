@@ -11,6 +11,7 @@ import numpy as np
 from crem_jax.ablation.measure import columns, headlines
 from crem_jax.ablation.study import Row, Study
 from crem_jax.ablation.table import PUBLISHED
+from crem_jax.errors import CremError
 from crem_jax.report.figures import COLOURS, FAINT, INK, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def draw(study: Study, collected: Mapping[str, Any], path: str | os.PathLike) ->
     pairs = zip(study.rows, collected["rows"], strict=True)
     known = [(row, line["scores"]) for row, line in pairs if line["scores"]]
     if not known:
-        raise ValueError(f"study {study.name} has no finished run to draw")
+        raise CremError(f"study {study.name} has no finished run to draw")
     places = list(dict.fromkeys(row.x or row.label for row in study.rows))
     width = max(3.4, 0.5 * len(places))
     shown, names = headlines(study), columns(study)

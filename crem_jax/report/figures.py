@@ -20,6 +20,7 @@ from PIL import Image
 
 from crem_jax.data.images.decode import open_picture
 from crem_jax.data.records import Picture
+from crem_jax.errors import CremError
 from crem_jax.files import write_bytes
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
     """
     panels = _curves(metrics)
     if not panels:
-        raise ValueError(
+        raise CremError(
             f"no curve to draw in {len(metrics)} rows of metrics; expected 'step' and numbers "
             "named *loss*, *p1, lr or eval/*"
         )
@@ -104,7 +105,7 @@ def retrieval_grid(
       ValueError: no rows.
     """
     if not rows:
-        raise ValueError("no query to draw in the retrieval grid; expected at least one")
+        raise CremError("no query to draw in the retrieval grid; expected at least one")
     columns = 1 + max(1, min(top, max(len(hits) for _, hits in rows)))
     figure = new_figure(1.75 * columns, 2.0 * len(rows) + 0.3, dpi=110)
     cells = figure.subplots(len(rows), columns, squeeze=False)
@@ -137,7 +138,7 @@ def answers_sheet(
       ValueError: no rows.
     """
     if not rows:
-        raise ValueError("no answer to draw in the answers sheet; expected at least one")
+        raise CremError("no answer to draw in the answers sheet; expected at least one")
     columns = min(columns, len(rows))
     lines = math.ceil(len(rows) / columns)
     figure = new_figure(5.4 * columns, 1.85 * lines, dpi=110)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crem_jax.ablation.runs import SUMMARY as ABLATION
+from crem_jax.errors import CremError
 from crem_jax.files import write_text
 from crem_jax.report.comprehension import table_of_scores
 from crem_jax.report.document import Figure, Section, Table, html
@@ -37,7 +38,7 @@ def write_page(workdir: str | Path, out: str | Path) -> Path:
     recipe = _read(workdir / "recipe.json")
     metrics = read_metrics(workdir / "metrics.jsonl")
     if recipe is None and not metrics:
-        raise ValueError(
+        raise CremError(
             f"{workdir} is no run: it has neither recipe.json nor metrics.jsonl (see `crem train`)"
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -122,4 +123,4 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise CremError(f"{path}: {error}") from error

@@ -14,6 +14,7 @@ from crem_jax import lazy_array, trees
 from crem_jax import mesh as meshes
 from crem_jax.config import ConfigError
 from crem_jax.data.batches.bucketing import BatchSpec
+from crem_jax.errors import CremError
 from crem_jax.model import crem, lora
 from crem_jax.train.objective.info_nce import Metrics
 from crem_jax.train.objective.step import TrainState, init_params, init_state, state_of, train_step
@@ -198,7 +199,7 @@ def chunk_owners(mesh: Mesh) -> tuple[int, ...]:
     by_chunk = by_device.reshape(-1, by_device.shape[-1])  # tensor is the last axis
     counts = np.bincount(by_chunk[:, 0], minlength=jax.process_count())
     if np.any(by_chunk != by_chunk[:, :1]) or len(set(counts)) > 1:
-        raise ValueError(
+        raise CremError(
             f"config.mesh {tuple(by_device.shape)} (data, fsdp, tensor) over "
             f"{jax.process_count()} processes of {jax.local_device_count()} devices: the tensor "
             "axis must stay inside a process, and every process must hold as many rows"

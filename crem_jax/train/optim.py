@@ -12,6 +12,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from crem_jax import trees
 from crem_jax.config import ConfigError
+from crem_jax.errors import CremError
 from crem_jax.model.lora import is_adapter
 
 KEYS = (
@@ -45,7 +46,7 @@ def schedule(config: ConfigDict, steps: int, peak: float | None = None) -> optax
     elif config.decay == "linear":
         down = optax.linear_schedule(peak, peak * config.final, max(steps - warmup, 1))
     else:
-        raise ValueError(f"optim.decay {config.decay!r} is not one of cosine, linear")
+        raise CremError(f"optim.decay {config.decay!r} is not one of cosine, linear")
     if not warmup:
         return down
     up = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
@@ -140,7 +141,7 @@ def make_optimizer(
         others = adamw(schedule(config, steps, config.adam_lr), nesterov=True)
         rule = optax.partition({"muon": matrices, "adamw": others}, _labels)
     else:
-        raise ValueError(f"optim.name {config.name!r} is not one of adamw, adafactor, muon")
+        raise CremError(f"optim.name {config.name!r} is not one of adamw, adafactor, muon")
     if rates and any(value not in (0.0, 1.0) for value in rates.values()):
         return optax.chain(clip, rule, _scaled_by(rates))
     return optax.chain(clip, rule)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from crem_jax.data.images.patches import fill_grid
+from crem_jax.errors import CremError
 
 STEP = 8
 """Widths are multiples of so many vision tokens (32 patches of Qwen2-VL)."""
@@ -35,7 +36,7 @@ def best_widths(
     tally = Counter(pictures)
     order = sorted(tally, key=lambda size: size[2])
     if not order or order[0][2] < 1 or count < 1:
-        raise ValueError(f"cannot choose {count} widths for {len(order)} sizes")
+        raise CremError(f"cannot choose {count} widths for {len(order)} sizes")
     values = np.array([tokens for _, _, tokens in order])
     low, high = int(values[0] * keep) // step, -(-int(values[-1]) // step)
     widths = np.arange(max(1, low), high + 1) * step
@@ -61,7 +62,7 @@ def best_widths(
     rest = [summed[b, -1] - whole(b) if whole(b) < np.inf else np.inf for b in range(len(widths))]
     last = int(np.argmin(best + np.array(rest)))
     if not np.isfinite(best[last] + rest[last]):
-        raise ValueError(
+        raise CremError(
             f"{count} widths are too few for pictures of {values[0]} to {values[-1]} tokens that "
             f"keep {keep:.0%} of them; give more, or a smaller keep"
         )
@@ -85,7 +86,7 @@ def share_rows(
     """
     units = rows // unit
     if rows % unit or units < len(widths):
-        raise ValueError(
+        raise CremError(
             f"{rows} rows are no multiple of {unit}, or too few for {len(widths)} widths"
         )
     loss = _losses(pictures, np.asarray(widths, np.int64), keep)

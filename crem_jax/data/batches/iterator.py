@@ -15,6 +15,7 @@ from crem_jax.data.batches.bucketing import BAD
 from crem_jax.data.batches.mixture import SampleRef
 from crem_jax.data.batches.packing import BatchPacker
 from crem_jax.data.batches.stream import NO_ROOM, Skip, Stream
+from crem_jax.errors import CremError
 from crem_jax.files import write_text
 from crem_jax.types import Batch
 
@@ -169,7 +170,7 @@ class BatchIterator(grain.DatasetIterator):
         if self._skipped > self._max_bad * max(self._seen, JUDGED_FROM):
             last = skipped[-1]
             where = f"; all are named in {self._log}" if self._log is not None else ""
-            raise ValueError(
+            raise CremError(
                 f"{self._skipped} of {self._seen} records could not be used, more than "
                 f"data.max_bad_fraction = {self._max_bad}; the last is {last.id!r} of "
                 f"{last.source!r}: {last.reason}{where}"

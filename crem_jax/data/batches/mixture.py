@@ -10,6 +10,7 @@ import grain
 import numpy as np
 
 from crem_jax.data.batches.spec import BatchSpec
+from crem_jax.errors import CremError
 
 CYCLE = 10_000
 """Blocks after which every source has had its weight exactly (to one block)."""
@@ -47,10 +48,10 @@ class Mixture:
         missing = sorted(set(spec.names) - set(sources))
         if missing:
             key = "records" if spec.records else "weights"
-            raise ValueError(f"data.{key}.{missing[0]} has no source in data.sources")
+            raise CremError(f"data.{key}.{missing[0]} has no source in data.sources")
         empty = [name for name in spec.names if not len(sources[name])]
         if empty:
-            raise ValueError(f"data.sources.{empty[0]} has no records")
+            raise CremError(f"data.sources.{empty[0]} has no records")
         self.spec, self.seed = spec, seed
         self.sources = [sources[name] for name in spec.names]
         self._shuffles = [self._shuffle(number) for number in range(len(self.sources))]

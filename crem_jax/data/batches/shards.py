@@ -12,6 +12,7 @@ import numpy as np
 
 from crem_jax.data.batches.iterator import BatchIterator
 from crem_jax.data.batches.stream import Stream
+from crem_jax.errors import CremError
 from crem_jax.types import Batch
 
 
@@ -86,7 +87,7 @@ def iterate(
     """
     total = data.get("shards") or stream.processes
     if total % stream.processes:
-        raise ValueError(f"data.shards = {total} is no multiple of {stream.processes} processes")
+        raise CremError(f"data.shards = {total} is no multiple of {stream.processes} processes")
     each = total // stream.processes
     settings = {key: data[key] for key in ("workers", "threads", "max_bad_fraction") if key in data}
     if settings.get("workers"):

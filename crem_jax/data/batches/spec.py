@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from crem_jax.errors import CremError
+
 LEAST_KEPT = 0.1
 """Share of its vision tokens that a picture keeps at the least when its batch runs out of rows."""
 
@@ -29,9 +31,9 @@ class BucketSpec:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, int) or value < 0:
-                raise ValueError(f"{field.name} = {value!r} is no whole number of at least 0")
+                raise CremError(f"{field.name} = {value!r} is no whole number of at least 0")
         if bool(self.target_slots) != bool(self.answers):
-            raise ValueError(
+            raise CremError(
                 f"target_slots = {self.target_slots} and answers = {self.answers}: a bucket with "
                 "conversations needs both, one without neither"
             )
@@ -70,19 +72,19 @@ class BatchSpec:
 
     def __post_init__(self):
         if bool(self.records) == bool(self.weights):
-            raise ValueError("data needs either records or weights, and not both")
+            raise CremError("data needs either records or weights, and not both")
         if self.records and (self.batch or self.block != 1):
-            raise ValueError("data.batch and data.block belong to data.weights, not to records")
+            raise CremError("data.batch and data.block belong to data.weights, not to records")
         bad = {name: weight for name, weight in self.weights.items() if not 0 < weight < 1e9}
         if bad:
             name, weight = next(iter(bad.items()))
-            raise ValueError(f"data.weights.{name} = {weight!r} is no number above 0")
+            raise CremError(f"data.weights.{name} = {weight!r} is no number above 0")
         if self.weights and (self.batch < 1 or self.block < 1 or self.batch % self.block):
-            raise ValueError(
+            raise CremError(
                 f"data.batch = {self.batch} is no multiple of data.block = {self.block}"
             )
         if not 0 < self.keep <= 1:
-            raise ValueError(f"data.keep = {self.keep!r} is not above 0 and at most 1")
+            raise CremError(f"data.keep = {self.keep!r} is not above 0 and at most 1")
 
     @property
     def samples(self) -> int:
@@ -108,7 +110,7 @@ class BatchSpec:
 
         def share(what: str, number: int) -> int:
             if number % count:
-                raise ValueError(f"{what} = {number} is no multiple of {count} processes")
+                raise CremError(f"{what} = {number} is no multiple of {count} processes")
             return number // count
 
         return dataclasses.replace(
@@ -148,7 +150,7 @@ def make_batch_spec(config: Mapping[str, Any]) -> BatchSpec:
     known = [field.name for field in dataclasses.fields(BatchSpec)]
     unknown = sorted(set(config) - {*known, *SETTINGS})
     if unknown:
-        raise ValueError(
+        raise CremError(
             f"unknown key data.{unknown[0]}; known keys: {', '.join(sorted((*known, *SETTINGS)))}"
         )
     values = {name: config[name] for name in known if name in config}
@@ -157,7 +159,7 @@ def make_batch_spec(config: Mapping[str, Any]) -> BatchSpec:
         try:
             buckets[name] = BucketSpec(**bucket)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"data.buckets.{name}: {error}") from error
+            raise CremError(f"data.buckets.{name}: {error}") from error
     for mapping in ("records", "weights"):
         values[mapping] = dict(values.get(mapping) or {})
     return BatchSpec(**{**values, "buckets": buckets})

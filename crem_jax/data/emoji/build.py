@@ -21,6 +21,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from crem_jax.errors import CremError
+
 SPLITS = ("train", "heldout")
 DESCRIPTION = (
     "96x96 palette PNG pictures of emoji on white, with their Unicode names, groups and CLDR "
@@ -67,7 +69,7 @@ class EmojiBuilder(tfds.core.GeneratorBasedBuilder):
         for key, line in enumerate(lines):
             row = json.loads(line)
             if row["split"] not in SPLITS:
-                raise ValueError(
+                raise CremError(
                     f"emoji.jsonl line {key + 1}: split is {row['split']!r}, "
                     f"expected one of {SPLITS}"
                 )
@@ -81,7 +83,7 @@ def repack(path: Path) -> bytes:
     """The PNG at `path` re-encoded without loss or metadata; refuses any size but 96x96."""
     with Image.open(path) as image:
         if image.size != (96, 96):
-            raise ValueError(f"{path}: the picture is {image.size}, expected (96, 96)")
+            raise CremError(f"{path}: the picture is {image.size}, expected (96, 96)")
         image.info.clear()
         out = io.BytesIO()
         image.save(out, "PNG", optimize=True)

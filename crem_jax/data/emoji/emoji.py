@@ -20,6 +20,7 @@ from PIL import Image
 from crem_jax.data.emoji.cutout import cut_out
 from crem_jax.data.emoji.drawing import colour_gain, paste, random_background, to_pixels
 from crem_jax.data.records import Item, Record
+from crem_jax.errors import CremError
 
 DATA_DIR = Path(__file__).parents[2] / "assets" / "emoji" / "1.0.0"
 SPLITS = ("train", "validation", "heldout")
@@ -66,7 +67,7 @@ def load_emoji(split: str = "all") -> tuple[Emoji, ...]:
     if split == "heldout":
         return read_emoji(DATA_DIR, "heldout")
     if split not in SPLITS:
-        raise ValueError(f"unknown emoji split {split!r}; expected one of {(*SPLITS, 'all')}")
+        raise CremError(f"unknown emoji split {split!r}; expected one of {(*SPLITS, 'all')}")
     return tuple(emoji for emoji in _not_held_out() if emoji.split == split)
 
 

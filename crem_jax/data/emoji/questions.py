@@ -9,6 +9,7 @@ import numpy as np
 
 from crem_jax.data.emoji.scene import CELLS, HANDS, NAMES, Scene, SceneObject, tones_of
 from crem_jax.data.emoji.sign import SAY, Sign, texts
+from crem_jax.errors import CremError
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 SEE = "What do you see?"
@@ -44,7 +45,7 @@ def caption_edits(scene: Scene, n: int, rng: np.random.Generator) -> list[str]:
     while they last. At most MAX_EDITS.
     """
     if not 0 <= n <= MAX_EDITS:
-        raise ValueError(f"{n} caption edits asked for; expected 0 to {MAX_EDITS}")
+        raise CremError(f"{n} caption edits asked for; expected 0 to {MAX_EDITS}")
     kinds = [_replaced, _moved]
     if any(thing.tone for thing in scene.things):
         kinds.append(_retoned)

@@ -17,6 +17,7 @@ from PIL import Image
 from crem_jax.data.emoji.drawing import colour_gain, paste, random_background, to_pixels
 from crem_jax.data.emoji.emoji import Emoji, load_emoji
 from crem_jax.data.emoji.sign import Sign, board
+from crem_jax.errors import CremError
 
 # fmt: off
 OBJECTS = (
@@ -66,11 +67,11 @@ class Scene:
     def __post_init__(self):
         cells = [thing.cell for thing in self.things]
         if not cells or sorted(set(cells)) != cells or not 0 <= cells[0] <= cells[-1] < len(CELLS):
-            raise ValueError(
+            raise CremError(
                 f"a scene's cells are {cells}; expected distinct rising numbers in 0..3"
             )
         if self.sign and self.sign.cell not in self.free:
-            raise ValueError(f"the sign's cell {self.sign.cell} is none of the free {self.free}")
+            raise CremError(f"the sign's cell {self.sign.cell} is none of the free {self.free}")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,7 +91,7 @@ class Scene:
     def draw(self, rng: np.random.Generator, size: int = 96) -> np.ndarray:
         """uint8 [size, size, 3]: place, size, background and brightness vary with `rng`."""
         if size < 16 or size % 2:
-            raise ValueError(f"scene size is {size}; expected an even number of at least 16")
+            raise CremError(f"scene size is {size}; expected an even number of at least 16")
         canvas = np.array(random_background(rng, size))
         half = size // 2
         for thing in self.things:
@@ -158,7 +159,7 @@ def has_held_out_pair(scene: Scene) -> bool:
 def sample_scene(rng: np.random.Generator, split: str = "train") -> Scene:
     """A random scene of the split, "train" or "heldout" (which has at least two objects)."""
     if split not in ("train", "heldout"):
-        raise ValueError(f"unknown scene split {split!r}; expected 'train' or 'heldout'")
+        raise CremError(f"unknown scene split {split!r}; expected 'train' or 'heldout'")
     while True:
         count = 1 + int(rng.choice(4, p=COUNT_SHARES[split]))
         names = list(rng.choice(NAMES, count, replace=False, p=_weights()))

@@ -10,6 +10,7 @@ from crem_jax.data.emoji.questions import SEE, caption, caption_edits, questions
 from crem_jax.data.emoji.scene import CELLS, Scene, sample_scene
 from crem_jax.data.emoji.sign import sample_sign
 from crem_jax.data.records import Item, Record
+from crem_jax.errors import CremError
 
 LENGTHS = {"train": 100_000, "heldout": 256}
 """Scenes are drawn, not stored: the training length is nominal."""
@@ -39,9 +40,9 @@ class Scenes:
         text: float = 0.0,
     ):
         if split not in LENGTHS:
-            raise ValueError(f"unknown scene split {split!r}; expected one of {tuple(LENGTHS)}")
+            raise CremError(f"unknown scene split {split!r}; expected one of {tuple(LENGTHS)}")
         if not 0 <= text <= 1:
-            raise ValueError(f"text is {text}; expected a share from 0 to 1")
+            raise CremError(f"text is {text}; expected a share from 0 to 1")
         self.text = text
         self.split = split
         self.negatives = negatives

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from crem_jax.data.records import Picture
+from crem_jax.errors import CremError
 
 MAX_PIXELS = 178_956_970
 """Pictures with more pixels are refused: Pillow's own limit against decompression bombs."""
@@ -28,7 +29,7 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-class PictureError(ValueError):
+class PictureError(CremError):
     """A picture cannot be used; the message names it and says what is wrong with it."""
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from crem_jax.errors import CremError
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -23,7 +25,7 @@ def pictures_in(folder: str | os.PathLike) -> list[Path]:
         raise NotADirectoryError(f"{folder} is a file; expected a folder of pictures")
     paths = sorted(path for path in _files(folder) if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"folder {folder} has no pictures ({', '.join(SUFFIXES)})")
+        raise CremError(f"folder {folder} has no pictures ({', '.join(SUFFIXES)})")
     return paths
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from crem_jax.errors import CremError
+
 MAX_ASPECT = 200
 """Long over short side, beyond which Hugging Face refuses a picture and `fit_size` stretches it."""
 
@@ -42,9 +44,9 @@ def fit_size(
     """
     unit = patch * merge
     if height < 1 or width < 1:
-        raise ValueError(f"a picture of {height}x{width} pixels (height x width) has no pixels")
+        raise CremError(f"a picture of {height}x{width} pixels (height x width) has no pixels")
     if not 1 <= min_pixels <= max_pixels or max_pixels < unit * unit:
-        raise ValueError(
+        raise CremError(
             f"min_pixels={min_pixels} and max_pixels={max_pixels} leave no size; expected "
             f"1 <= min_pixels <= max_pixels and max_pixels >= (patch * merge)^2 = {unit * unit}"
         )
@@ -76,7 +78,7 @@ def fill_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
       ValueError: a side or `tokens` below 1.
     """
     if height < 1 or width < 1 or tokens < 1:
-        raise ValueError(f"cannot fill {tokens} tokens with a picture of {height}x{width} pixels")
+        raise CremError(f"cannot fill {tokens} tokens with a picture of {height}x{width} pixels")
     if height > width:
         return fill_grid(width, height, tokens)[::-1]
     aspect = width / height
@@ -127,7 +129,7 @@ def fast_resizer() -> tuple[Any, Any]:
         try:
             from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
         except ModuleNotFoundError as error:
-            raise ValueError(
+            raise CremError(
                 "data.fast_resize needs the package cykooz-resizer: pip install 'crem_jax[fast]'"
             ) from error
         algorithm = ResizeAlg.convolution(FilterType.catmull_rom)  # a = -1/2, Pillow's bicubic
@@ -159,12 +161,12 @@ def patchify(pixels: np.ndarray, patch: int, merge: int) -> tuple[np.ndarray, np
     unit = patch * merge
     shape = pixels.shape
     if len(shape) != 3 or shape[2] != 3 or shape[0] % unit or shape[1] % unit or 0 in shape:
-        raise ValueError(
+        raise CremError(
             f"cannot patchify pixels of shape {shape}; expected [H, W, 3] with H and W positive "
             f"multiples of patch * merge = {unit}"
         )
     if pixels.dtype != np.uint8:
-        raise ValueError(f"cannot patchify {pixels.dtype} pixels; expected uint8")
+        raise CremError(f"cannot patchify {pixels.dtype} pixels; expected uint8")
     rows, columns = shape[0] // unit, shape[1] // unit
     # [rows, merge, patch, columns, merge, patch, C] -> [rows, columns, merge, merge, C, ph, pw]
     blocks = pixels.reshape(rows, merge, patch, columns, merge, patch, 3)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from crem_jax.config import ModelConfig
+from crem_jax.errors import CremError
 from crem_jax.types import CHORUS, CONTEXT, PAD, Context, Patches, Target
 
 
-class PromptError(ValueError):
+class PromptError(CremError):
     """A prompt does not fit the model or the bucket it was meant for."""
 
 

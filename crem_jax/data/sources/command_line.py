@@ -19,6 +19,7 @@ from typing import Any
 from crem_jax.data.sources.file_rows import parse_json
 from crem_jax.data.sources.registry import SOURCES
 from crem_jax.data.sources.tfds_source import INFO_FILE
+from crem_jax.errors import CremError
 
 _COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
 _MMEB_FILES = ("*/original*.parquet", "*/original*.jsonl", "*/diverse_instruction*", "*.parquet")
@@ -33,7 +34,7 @@ def parse_source(text: str) -> tuple[str, dict[str, Any]]:
     kind, colon, rest = text.partition(":")
     if kind not in SOURCES or (not colon and os.path.exists(kind)):
         if colon and not os.path.exists(text) and re.fullmatch(r"\w+", kind):
-            raise ValueError(
+            raise CremError(
                 f"{text!r}: {kind!r} is no kind of source and no such file exists; kinds: "
                 f"{', '.join(sorted(SOURCES))}"
             )
@@ -43,7 +44,7 @@ def parse_source(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = part.partition("=")
         if not equals:
             if number:
-                raise ValueError(f"{text!r}: {part!r} is no KEY=VALUE")
+                raise CremError(f"{text!r}: {part!r} is no KEY=VALUE")
             arguments["path"] = part
             continue
         _put(arguments, key.strip(), _value(value), text)
@@ -76,7 +77,7 @@ def detect(path: str) -> tuple[str, dict[str, Any]]:
         if "qry" in keys:
             return "mmeb", {"path": os.fspath(place.parent), "subset": place.stem}
         return "sharegpt" if "conversations" in keys else "jsonl", {"path": path}
-    raise ValueError(
+    raise CremError(
         f"{path} is no source; expected a folder, or a .jsonl, .json or .parquet file, or KIND:PATH"
     )
 
@@ -110,11 +111,11 @@ def _first_keys(file: Path) -> set[str]:
 def _put(arguments: dict[str, Any], key: str, value: Any, text: str) -> None:
     *parents, name = key.split(".")
     if not all([*parents, name]):
-        raise ValueError(f"{text!r}: {key!r} is no key")
+        raise CremError(f"{text!r}: {key!r} is no key")
     for parent in parents:
         arguments = arguments.setdefault(parent, {})
         if not isinstance(arguments, dict):
-            raise ValueError(f"{text!r}: {parent!r} is a value and a mapping at once")
+            raise CremError(f"{text!r}: {parent!r} is a value and a mapping at once")
     if name not in arguments:
         arguments[name] = value
     elif isinstance(arguments[name], list):

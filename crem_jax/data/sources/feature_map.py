@@ -9,6 +9,7 @@ from typing import Any
 
 from crem_jax.data.records import EmptySideError, Item, Record, RecordError
 from crem_jax.data.sources.fields import make_item
+from crem_jax.errors import CremError
 
 FEATURE_MAPS: Mapping[str, Mapping[str, str]] = {
     "coco_captions": {
@@ -156,7 +157,7 @@ class FeatureMap:
         for length in range(len(parts), 0, -1):
             if "/".join(parts[:length]) in self._features:
                 return "/".join(parts[:length])
-        raise ValueError(
+        raise CremError(
             f"there is no feature {name!r}; there are {', '.join(sorted(self._features))}"
         )
 
@@ -169,7 +170,7 @@ class FeatureMap:
         for part in self._inner(name):
             feature = getattr(feature, "feature", feature)
             if not hasattr(feature, "keys") or part not in feature:
-                raise ValueError(f"there is no feature {name!r}")
+                raise CremError(f"there is no feature {name!r}")
             feature = feature[part]
         return getattr(feature, "feature", feature)
 
@@ -183,19 +184,19 @@ class FeatureMap:
 def _checked(features: str | Mapping[str, str]) -> dict[str, str]:
     if isinstance(features, str):
         if features not in FEATURE_MAPS:
-            raise ValueError(
+            raise CremError(
                 f"features {features!r} is not one of {', '.join(sorted(FEATURE_MAPS))}, nor a map"
             )
         features = FEATURE_MAPS[features]
     known = (*TEXTS, *IMAGES)
     unknown = sorted(set(features) - set(known))
     if unknown:
-        raise ValueError(f"features.{unknown[0]} is unknown; known: {', '.join(known)}")
+        raise CremError(f"features.{unknown[0]} is unknown; known: {', '.join(known)}")
     wrong = [key for key, value in features.items() if not isinstance(value, str)]
     if wrong:
-        raise ValueError(f"features.{wrong[0]} is {features[wrong[0]]!r}; expected a text")
+        raise CremError(f"features.{wrong[0]} is {features[wrong[0]]!r}; expected a text")
     if not {"query_text", "query_image"} & set(features):
-        raise ValueError("features has neither 'query_text' nor 'query_image'")
+        raise CremError("features has neither 'query_text' nor 'query_image'")
     return dict(features)
 
 
@@ -203,9 +204,9 @@ def _fields(template: str) -> list[str]:
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise ValueError(f"features: {template!r}: {error}") from error
+        raise CremError(f"features: {template!r}: {error}") from error
     if any(not name or set(name) & set("[.!:") for name in names):
-        raise ValueError(f"features: {template!r} has braces without the name of a feature")
+        raise CremError(f"features: {template!r} has braces without the name of a feature")
     return list(dict.fromkeys(names))
 
 

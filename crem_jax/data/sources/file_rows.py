@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from crem_jax.data.records import RecordError
+from crem_jax.errors import CremError
 
 _CHUNK = 1 << 24
 _JSON_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
@@ -234,11 +235,11 @@ def parse_json(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
-        raise ValueError("is nested too deeply") from None
+        raise CremError("is nested too deeply") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"has {name}, which is not JSON")
+    raise CremError(f"has {name}, which is not JSON")
 
 
 def _require_file(path: str) -> None:

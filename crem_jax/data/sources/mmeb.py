@@ -30,6 +30,7 @@ from crem_jax.data.sources.mmeb_files import (
     subset_files,
     subsets_in,
 )
+from crem_jax.errors import CremError
 
 VLM2VEC_V2_CAPS = {
     "ImageNet_1K": 100_000,
@@ -85,7 +86,7 @@ class Mmeb(FileSource):
         seed: int = 0,
     ):
         if split not in SPLITS:
-            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+            raise CremError(f"split {split!r} is not one of {', '.join(SPLITS)}")
         root = Path(path)
         names = [subset] if isinstance(subset, str) else list(subset or subsets_in(root))
         caps = _caps(cap, names)
@@ -209,8 +210,8 @@ def _caps(cap: Any, names: Sequence[str]) -> Mapping[str, int]:
     if isinstance(cap, Mapping):
         unknown = sorted(set(cap) - set(names))
         if unknown:
-            raise ValueError(f"cap names the subset {unknown[0]!r}; known: {', '.join(names)}")
+            raise CremError(f"cap names the subset {unknown[0]!r}; known: {', '.join(names)}")
         return dict(cap)
     if isinstance(cap, int) and not isinstance(cap, bool) and cap > 0:
         return dict.fromkeys(names, cap)
-    raise ValueError(f"cap is {cap!r}; expected a positive number, one by subset, or 'vlm2vec-v2'")
+    raise CremError(f"cap is {cap!r}; expected a positive number, one by subset, or 'vlm2vec-v2'")

@@ -11,6 +11,7 @@ from typing import Any
 
 from crem_jax.data.sources.fields import paths_of, text_of
 from crem_jax.data.sources.file_rows import JsonLines, ParquetRows, Rows, scan
+from crem_jax.errors import CremError
 
 COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
 SPLITS = ("original", "diverse_instruction")
@@ -32,7 +33,7 @@ def subsets_in(root: Path, splits: Sequence[str] = SPLITS) -> list[str]:
     for split in splits:
         names |= {p.parent.name for p in root.glob(f"*/{split}*") if p.suffix in _SUFFIXES}
     if not names:
-        raise ValueError(
+        raise CremError(
             f"{root} has no subsets: neither SUBSET.parquet nor SUBSET/{splits[0]}*.parquet "
             "(or .jsonl)"
         )
@@ -59,7 +60,7 @@ def open_rows(files: list[Path], columns: Sequence[str] = COLUMNS) -> Rows:
     if files[0].suffix == ".parquet":
         return ParquetRows(files, columns)
     if len(files) > 1:
-        raise ValueError(f"{files[0]}: one .jsonl file a split is read, not {len(files)}")
+        raise CremError(f"{files[0]}: one .jsonl file a split is read, not {len(files)}")
     return JsonLines(files[0])
 
 

@@ -15,6 +15,7 @@ from crem_jax.data.sources.mmeb import Mmeb
 from crem_jax.data.sources.selected import select
 from crem_jax.data.sources.sharegpt import ShareGpt
 from crem_jax.data.sources.tfds_source import TfdsRecords
+from crem_jax.errors import CremError
 
 SOURCES: Mapping[str, Callable[..., Source]] = {
     "emoji": EmojiPictures,
@@ -57,24 +58,24 @@ def make_source(kind: str, arguments: Mapping[str, Any], where: str = "source") 
       OSError: a file that is not there.
     """
     if kind not in SOURCES:
-        raise ValueError(f"{where}.kind {kind!r} is not one of {', '.join(sorted(SOURCES))}")
+        raise CremError(f"{where}.kind {kind!r} is not one of {', '.join(sorted(SOURCES))}")
     own = {key: value for key, value in arguments.items() if key not in _SELECTION}
     known = inspect.signature(SOURCES[kind]).parameters
     unknown = sorted(set(own) - set(known))
     if unknown:
         takes = ", ".join([*known, *_SELECTION])
-        raise ValueError(
+        raise CremError(
             f"{where}: a source of kind {kind!r} takes no {unknown[0]!r}; it takes {takes}"
         )
     needed = [name for name, about in known.items() if about.default is about.empty]
     missing = [name for name in needed if name not in own]
     if missing:
-        raise ValueError(f"{where}: a source of kind {kind!r} needs {missing[0]!r}")
+        raise CremError(f"{where}: a source of kind {kind!r} needs {missing[0]!r}")
     try:
         source = SOURCES[kind](**own)
         source = select(source, **{k: arguments[k] for k in _SELECTION if k in arguments})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise CremError(f"{where}: {error}") from error
     if not len(source):
-        raise ValueError(f"{where}: there are no records in it")
+        raise CremError(f"{where}: there are no records in it")
     return source

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from crem_jax.data.records import Record
+from crem_jax.errors import CremError
 
 HALVES: Mapping[str, Mapping[str, tuple]] = {
     "retrieval": {"turns": ()},
@@ -81,12 +82,12 @@ def select(
     chosen = None if index is None else read_index(index, len(source))
     if limit is not None:
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ValueError(f"limit is {limit!r}; expected a whole number of at least 1")
+            raise CremError(f"limit is {limit!r}; expected a whole number of at least 1")
         chosen = np.arange(len(source)) if chosen is None else chosen
         if limit < len(chosen):
             chosen = np.sort(np.random.default_rng(limit_seed).permutation(chosen)[:limit])
     if only not in (None, *HALVES):
-        raise ValueError(f"only is {only!r}; expected {' or '.join(HALVES)}")
+        raise CremError(f"only is {only!r}; expected {' or '.join(HALVES)}")
     source = source if chosen is None else Selected(source, chosen)
     return source if only is None else Half(source, only)
 
@@ -109,9 +110,9 @@ def read_index(path: str | os.PathLike, records: int) -> np.ndarray:
         total, runs = value["records"], value["good"]
         parts = [np.arange(first, last) for first, last in runs]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"index {path} is none that `crem doctor` wrote") from error
+        raise CremError(f"index {path} is none that `crem doctor` wrote") from error
     if total != records or any(last > total for _, last in runs):
-        raise ValueError(
+        raise CremError(
             f"index {path} is for {total} records and the source has {records}: it has changed, "
             "run `crem doctor` again"
         )

@@ -12,6 +12,7 @@ from crem_jax.data.records import Record, RecordError
 from crem_jax.data.sources.base import FileSource
 from crem_jax.data.sources.feature_map import FeatureMap
 from crem_jax.data.sources.tfds_layout import LATER, LAYOUT, decode_record
+from crem_jax.errors import CremError
 
 INFO_FILE = "dataset_info.json"
 
@@ -36,18 +37,18 @@ class TfdsRecords(FileSource):
         info = self._builder.info
         kind = getattr(info.file_format, "value", "unknown")
         if kind != "array_record":
-            raise ValueError(
+            raise CremError(
                 f"{self._path} is stored as {kind}; expected array_record, which needs no "
                 "TensorFlow to be read (`tfds convert_format` makes it)"
             )
         mapped = None if features is None else self._mapped  # raises for what does not fit
         if mapped is None and set(info.features) | LATER != set(LAYOUT):
-            raise ValueError(
+            raise CremError(
                 f"{self._path} needs `features`, which say what of a record is in which of its "
                 f"features: {', '.join(sorted(info.features))}"
             )
         if split.split("[")[0] not in info.splits:
-            raise ValueError(
+            raise CremError(
                 f"{self._path} has no split {split!r}; it has {', '.join(sorted(info.splits))}"
             )
         files = [os.fspath(file) for file in info.splits[split].filepaths]
@@ -86,7 +87,7 @@ class TfdsRecords(FileSource):
         try:
             return tfds.builder_from_directory(self._path)
         except Exception as error:  # protobuf's JSON errors, and many others
-            raise ValueError(f"{self._path} is a damaged tfds data set: {error}") from error
+            raise CremError(f"{self._path} is a damaged tfds data set: {error}") from error
 
     @functools.cached_property
     def _data(self) -> Any:
@@ -101,7 +102,7 @@ class TfdsRecords(FileSource):
         try:
             return FeatureMap(self._map, info.features, info.name)
         except ValueError as error:
-            raise ValueError(f"{self._path}: {error}") from error
+            raise CremError(f"{self._path}: {error}") from error
 
 
 def find_directory(path: str | os.PathLike) -> str:
@@ -119,7 +120,7 @@ def find_directory(path: str | os.PathLike) -> str:
         file.parent for depth in ("*", "*/*", "*/*/*") for file in root.glob(f"{depth}/{INFO_FILE}")
     )
     if len(found) > 1:
-        raise ValueError(f"{root} holds several data sets: {', '.join(map(str, found))}")
+        raise CremError(f"{root} holds several data sets: {', '.join(map(str, found))}")
     if not found:
         raise FileNotFoundError(f"{root} is no tfds data set: it has no {INFO_FILE}")
     return os.fspath(found[0])

@@ -22,6 +22,7 @@ from crem_jax.data.images.encoded import file_bytes
 from crem_jax.data.records import Item, Record, RecordError
 from crem_jax.data.sources.selected import where
 from crem_jax.data.sources.tfds_layout import NAME, encode_record, write_info
+from crem_jax.errors import CremError
 from crem_jax.processes import WorkerLost, spread
 
 SKIPPED_FILE = "skipped.jsonl"
@@ -178,7 +179,7 @@ def _finish(plan: Plan, partial: Path, max_bad: float, stamp: Any) -> None:
     skipped = [entry for note in notes for entry in note["skipped"]]
     lengths = [note["written"] for note in notes]
     if len(skipped) > max_bad * plan.records or not sum(lengths):
-        raise ValueError(
+        raise CremError(
             f"{len(skipped)} of {plan.records} records cannot be used; max_bad={max_bad:g} is the "
             f"share that may be skipped; the first: {skipped[0]['reason']}"
         )

@@ -24,6 +24,7 @@ from crem_jax.data.images.decode import PictureError, open_picture
 from crem_jax.data.records import Item, Picture, Record
 from crem_jax.data.tools.qa_pairs import Task, Turn, filtered, told
 from crem_jax.data.tools.teachers import Teacher
+from crem_jax.errors import CremError
 
 
 class Source(Protocol):
@@ -98,7 +99,7 @@ def synthesize(
             report.failed += failed
             progress(len(records))
             if failed == len(records):
-                raise ValueError(
+                raise CremError(
                     f"the teacher failed on a whole batch, last on {report.last_error}; "
                     "the same command goes on from here"
                 )
@@ -150,7 +151,7 @@ class _Output:
         try:
             fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"{self.path} is being written by another process") from None
+            raise CremError(f"{self.path} is being written by another process") from None
         self.done = set().union(*(_ids(file, str(file.name)) for file in self._files))
         return self
 
@@ -220,7 +221,7 @@ def _ids(file: Any, name: str) -> set[str]:
         try:
             ids.add(str(json.loads(line)["id"]))
         except (ValueError, KeyError, TypeError):
-            raise ValueError(
+            raise CremError(
                 f"{name} line {number} is no record with an id; expected a file that "
                 "`crem synthesize` wrote, or none"
             ) from None

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from crem_jax.data.images.decode import open_picture
 from crem_jax.data.images.patches import fit_size
 from crem_jax.data.records import Item, Picture
+from crem_jax.errors import CremError
 
 LARGEST_WAIT = 60.0
 """Seconds between two attempts at most, unless the endpoint asks for more."""
@@ -25,7 +26,7 @@ LARGEST_WAIT = 60.0
 _WORTH_ANOTHER_TRY = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
-class TeacherError(ValueError):
+class TeacherError(CremError):
     """A teacher gave no answer; the message says why."""
 
 
@@ -91,7 +92,7 @@ class EndpointTeacher:
         sleep: Callable[[float], None] = time.sleep,
     ):
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"endpoint {url!r} is no http:// or https:// address")
+            raise CremError(f"endpoint {url!r} is no http:// or https:// address")
         self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._key, self._timeout, self._retries, self._wait = key, timeout, retries, wait
         self._max_pixels, self._sleep, self._parallel = max_pixels, sleep, parallel
@@ -203,7 +204,7 @@ def key_from(variable: str) -> str:
         return ""
     key = os.environ.get(variable, "")
     if not key:
-        raise ValueError(f"the environment variable {variable} is not set; it holds the API key")
+        raise CremError(f"the environment variable {variable} is not set; it holds the API key")
     return key
 
 

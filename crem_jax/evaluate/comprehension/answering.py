@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crem_jax.data.records import Item
+from crem_jax.errors import CremError
 from crem_jax.evaluate.comprehension.benchmarks import prompt
 from crem_jax.evaluate.comprehension.tables import Question
 from crem_jax.evaluate.encoding import Work, prepared, shapes_of
@@ -41,9 +42,9 @@ class Answers:
         try:
             read = [json.loads(line) for line in whole]
         except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}; delete it") from error
+            raise CremError(f"{path} is damaged: {error}; delete it") from error
         if read and read[0] != first:
-            raise ValueError(
+            raise CremError(
                 f"{path} has answers of other conditions, {read[0].get('conditions')}; expected "
                 f"{first['conditions']}: give another --out, or delete it"
             )
@@ -142,10 +143,10 @@ def _check(model: Model, work: Work, group: Sequence[Question], kind: str) -> No
         try:
             asked = model.question_tokens(prompt(question, kind))
         except ValueError as error:
-            raise ValueError(f"index {question.index}: {error}") from error
+            raise CremError(f"index {question.index}: {error}") from error
         needed = seen + len(asked) + model.config.num_chorus
         if needed > limit:
-            raise ValueError(
+            raise CremError(
                 f"index {question.index}: the question needs {needed} tokens with its pictures; "
                 f"the model has {limit} positions"
             )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crem_jax.data.records import RecordError
+from crem_jax.errors import CremError
 from crem_jax.evaluate.comprehension.answering import COMPRESSED, Answers, answer_all
 from crem_jax.evaluate.comprehension.benchmarks import JUDGED, check, first, kind_of, score
 from crem_jax.evaluate.comprehension.exports import check_excel, write_predictions
@@ -50,7 +51,7 @@ def evaluate(
     """
     out = Path(out)
     if k is not None and COMPRESSED not in modes:
-        raise ValueError(f"k = {k} is of compressed answers; the modes are {', '.join(modes)}")
+        raise CremError(f"k = {k} is of compressed answers; the modes are {', '.join(modes)}")
     for mode in modes:
         model.validate_generate(mode == COMPRESSED, k if mode == COMPRESSED else None)
     k = k or model.config.num_chorus

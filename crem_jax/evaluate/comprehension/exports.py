@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from crem_jax.errors import CremError
 from crem_jax.evaluate.comprehension.tables import Question
 from crem_jax.files import write_bytes, write_text
 
@@ -20,7 +21,7 @@ _CELL = 32_767  # characters that Excel keeps
 def check_excel() -> None:
     """Raises ValueError if openpyxl is not installed."""
     if importlib.util.find_spec("openpyxl") is None:
-        raise ValueError("--xlsx needs openpyxl: pip install 'crem_jax[xlsx]'")
+        raise CremError("--xlsx needs openpyxl: pip install 'crem_jax[xlsx]'")
 
 
 def write_predictions(

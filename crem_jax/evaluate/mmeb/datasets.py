@@ -6,6 +6,8 @@ import dataclasses
 import difflib
 from collections.abc import Sequence
 
+from crem_jax.errors import CremError
+
 CLASSIFICATION, VQA, RETRIEVAL, GROUNDING = TASKS = (
     *("Classification", "VQA", "Retrieval", "Grounding"),
 )
@@ -56,11 +58,11 @@ def chosen(names: Sequence[str] | None) -> tuple[Dataset, ...]:
     if names is None:
         return DATASETS
     if not names:
-        raise ValueError("--datasets names nothing; expected data sets or meta-tasks of MMEB")
+        raise CremError("--datasets names nothing; expected data sets or meta-tasks of MMEB")
     known = [dataset.name for dataset in DATASETS]
     for name in names:
         if name not in known and name not in TASKS:
             near = difflib.get_close_matches(name, [*known, *TASKS], 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"MMEB has no data set {name!r}; {hint}")
+            raise CremError(f"MMEB has no data set {name!r}; {hint}")
     return tuple(d for d in DATASETS if d.name in names or d.task in names)

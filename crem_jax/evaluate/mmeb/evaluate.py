@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crem_jax import distributed
+from crem_jax.errors import CremError
 from crem_jax.evaluate.embedding_cache import ContentKeys, EmbeddingCache
 from crem_jax.evaluate.encoding import Work, encode_missing
 from crem_jax.evaluate.mmeb.cases import Cases, read_cases
@@ -113,7 +114,7 @@ def _earlier(path: Path, conditions: Mapping[str, Any], datasets: Sequence[Datas
     found = json.loads(path.read_text())
     for name, value in conditions.items():
         if found[name] != value:
-            raise ValueError(
+            raise CremError(
                 f"{path} has scores of {name} {found[name]}, not {value}: give another --out "
                 "(and --cache, to share embeddings), or delete it"
             )
@@ -126,7 +127,7 @@ def _keys(cases: Sequence[Cases], root: str | os.PathLike, workers: int) -> list
         try:
             return [contents.of(one.items, pool.map) for one in cases]
         except OSError as error:
-            raise ValueError(
+            raise CremError(
                 f"{error.filename}: {error.strerror}; pictures are looked for in {root} and its "
                 "folder images, or where --images says"
             ) from error
@@ -137,7 +138,7 @@ def _scored(
 ) -> Score:
     missing = sum(key not in store for key in keys)
     if missing:
-        raise ValueError(
+        raise CremError(
             f"{missing} embeddings are not in {store.directory}: it must be one folder for all "
             "processes"
         )

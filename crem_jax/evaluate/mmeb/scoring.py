@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from crem_jax.errors import CremError
 from crem_jax.evaluate.ranking import ranks
 
 CUTS = (1, 5, 10)
@@ -52,7 +53,7 @@ def rank(
     if not (finite := np.isfinite(vectors).all(axis=1)).all():
         bad = int(np.argmin(finite))
         name = places[bad] if len(places) else f"item {bad}"
-        raise ValueError(f"{name}: the embedding is not finite")
+        raise CremError(f"{name}: the embedding is not finite")
     used = np.unique(np.concatenate(candidates))
     alike = np.zeros(len(vectors), np.int64)  # item -> column of scores, shared by equal vectors
     alike[used], columns = _equal(vectors[used])

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from crem_jax.errors import CremError
+
 _INT32, _INT64 = 2**31 - 1, 2**63 - 1
 
 Picture = Annotated[str, Field(description="a data URI, or a URL that the server allows")]
@@ -84,7 +86,7 @@ class EmbeddingsRequest(OpenAIRequest):
     @classmethod
     def _is_no_token_ids(cls, value: Any) -> Any:
         if isinstance(value, list) and value and isinstance(value[0], int | list):
-            raise ValueError("token ids are of another tokenizer; expected text")
+            raise CremError("token ids are of another tokenizer; expected text")
         return value
 
 
@@ -119,7 +121,7 @@ class ChatRequest(OpenAIRequest):
     @classmethod
     def _is_one(cls, value: Any) -> Any:
         if value not in (None, 1):
-            raise ValueError("expected 1: one answer is given")
+            raise CremError("expected 1: one answer is given")
         return value
 
     @field_validator(
@@ -130,7 +132,7 @@ class ChatRequest(OpenAIRequest):
     @classmethod
     def _is_absent(cls, value: Any) -> Any:
         if value and value != {"type": "text"}:
-            raise ValueError("is not supported")
+            raise CremError("is not supported")
         return value
 
 

@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from crem_jax.errors import CremError
 from crem_jax.serve.service import Service
 
 _SLOW = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -34,7 +35,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        raise CremError(f"cannot listen on {host} port {port}: {error.strerror}") from error
     return listener
 
 

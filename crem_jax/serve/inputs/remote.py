@@ -15,6 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpcore
 
+from crem_jax.errors import CremError
 from crem_jax.serve.errors import ApiError
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -73,7 +74,7 @@ class Fetcher:
         for prefix in prefixes:
             parts = _parts(prefix)
             if parts is None:
-                raise ValueError(
+                raise CremError(
                     f"{prefix!r} is no URL prefix such as https://example.com/pictures/"
                 )
             self._prefixes.append(parts)

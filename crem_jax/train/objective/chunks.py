@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from crem_jax.errors import CremError
+
 
 def equal_parts(size: int, largest: int, what: str) -> int:
     """The fewest equal parts of at most `largest` elements; 1 if `largest` is 0.
@@ -23,7 +25,7 @@ def equal_parts(size: int, largest: int, what: str) -> int:
     fewest = -(-size // largest)
     parts = next(count for count in range(fewest, size + 1) if size % count == 0)
     if parts > 4 * fewest:
-        raise ValueError(
+        raise CremError(
             f"{what} = {size} has no equal parts near {largest}; expected a multiple of 128"
         )
     return parts

@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec
 
 from crem_jax import trees
 from crem_jax.config import ModelConfig
+from crem_jax.errors import CremError
 from crem_jax.mesh import constrain
 from crem_jax.model import crem
 from crem_jax.train.objective import joint_loss
@@ -175,13 +176,13 @@ def _parts(name: str, batch: Batch, loss: LossConfig) -> int:
     rows = len(batch.contexts[name].tokens)
     size = min(dict(loss.chunk_rows).get(name, rows), rows)
     if rows % size:
-        raise ValueError(
+        raise CremError(
             f"loss.chunk_rows.{name} = {size} does not divide data.buckets.{name}.rows = {rows}"
         )
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
     if size % devices:
-        raise ValueError(
+        raise CremError(
             f"loss.chunk_rows.{name} = {size} cannot be split over the {devices} devices that "
             "share the batch; expected a multiple"
         )

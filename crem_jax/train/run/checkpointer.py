@@ -17,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from crem_jax import distributed
 from crem_jax.checkpoints.model_directory import score
 from crem_jax.data.batches.shards import Shards
+from crem_jax.errors import CremError
 from crem_jax.files import WriteFailed
 from crem_jax.train.objective.step import TrainState
 
@@ -113,7 +114,7 @@ class Checkpointer:
             damaged[step] = reason or "another process cannot read it"
         if damaged:
             listed = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-            raise ValueError(f"every checkpoint in {self.directory} is damaged: {listed}")
+            raise CremError(f"every checkpoint in {self.directory} is damaged: {listed}")
         return None
 
     def _restore(self, step: int, state: TrainState, stream: Shards) -> tuple[TrainState, bool]:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from crem_jax import distributed
+from crem_jax.errors import CremError
 
 PREEMPTED = 75
 """Exit code of a run that has saved on SIGTERM (EX_TEMPFAIL: the same command goes on)."""
@@ -28,7 +29,7 @@ class Preempted(Exception):
         self.step = step
 
 
-class Diverged(ValueError):
+class Diverged(CremError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from crem_jax.errors import CremError
 from crem_jax.files import WriteFailed, write_text
 
 
@@ -71,7 +72,7 @@ class TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
-            raise ValueError(
+            raise CremError(
                 "--log tensorboard needs tensorboardX: pip install 'crem_jax[tensorboard]'"
             ) from error
         # What a killed run wrote past its last checkpoint is hidden, not kept twice.
@@ -99,7 +100,7 @@ class WandB:
         try:
             import wandb
         except ImportError as error:
-            raise ValueError("--log wandb needs wandb: pip install 'crem_jax[wandb]'") from error
+            raise CremError("--log wandb needs wandb: pip install 'crem_jax[wandb]'") from error
         kept = directory / "wandb_id.txt"
         if not kept.exists():
             write_text(kept, secrets.token_hex(4) + "\n")

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from crem_jax import trees
 from crem_jax.data.records import Record
 from crem_jax.data.sources.base import Source
+from crem_jax.errors import CremError
 from crem_jax.files import write_text
 
 FILE = "recipe.json"
@@ -53,7 +54,7 @@ def refuse_another(directory: Path, recipe: dict) -> None:
     there, here = _leaves(found), _leaves(recipe)
     different = sorted(k for k in {*there, *here} if there.get(k) != here.get(k) and k not in FREE)
     if different:
-        raise ValueError(
+        raise CremError(
             f"{directory} holds a run with another config (different: {', '.join(different)}); "
             "give another --workdir, or the same config to resume"
         )
@@ -123,7 +124,7 @@ def _read(path: Path) -> dict | None:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(
+        raise CremError(
             f"{path} is no JSON ({error}); remove it to go on without comparing configs"
         ) from error
 
