@@ -51,7 +51,7 @@ from crem_jax.data.emoji.emoji import load_emoji
 from crem_jax.data.images.patches import fit_size
 from crem_jax.data.inputs.prompt import Prompter
 from crem_jax.data.records import Item, Record
-from crem_jax.data.sources.jsonl import JsonlRecords
+from crem_jax.data.sources.formats.jsonl import JsonlRecords
 from crem_jax.train.setup import TOKENIZER_DIR, scratch_model
 
 SIZES = Path(__file__).with_name("picture_sizes.csv")

@@ -19,7 +19,7 @@ from PIL import Image
 from crem_jax.data.emoji.emoji import DATA_DIR, load_emoji
 from crem_jax.data.images.encoded import file_bytes
 from crem_jax.data.records import Item, RecordError
-from crem_jax.data.sources.feature_map import FeatureMap
+from crem_jax.data.sources.formats.feature_map import FeatureMap
 from crem_jax.data.sources.registry import make_source
 from tests.support.cli_runner import crem
 

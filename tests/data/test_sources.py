@@ -16,7 +16,7 @@ from PIL import Image
 
 from crem_jax.data.images.folders import pictures_in
 from crem_jax.data.records import Item, Record
-from crem_jax.data.sources.mmeb import VLM2VEC_V2_CAPS
+from crem_jax.data.sources.formats.mmeb import VLM2VEC_V2_CAPS
 from crem_jax.data.sources.registry import make_source, make_sources
 from crem_jax.data.sources.selected import write_index
 

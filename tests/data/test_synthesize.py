@@ -15,7 +15,7 @@ from PIL import Image
 
 from crem_jax.data.images.decode import PictureError
 from crem_jax.data.records import Item, Record
-from crem_jax.data.sources.jsonl import JsonlRecords
+from crem_jax.data.sources.formats.jsonl import JsonlRecords
 from crem_jax.data.tools.qa_pairs import Task, filtered, parse_pairs
 from crem_jax.data.tools.synthesize import synthesize
 from crem_jax.data.tools.teachers import EndpointTeacher, TeacherError

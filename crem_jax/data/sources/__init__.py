@@ -1,1 +1,1 @@
-"""Data sources: every one yields `crem_jax.data.records.Record`s."""
+"""Data sources: what yields `crem_jax.data.records.Record`s, by name. `formats/` reads files."""

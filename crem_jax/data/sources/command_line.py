@@ -16,9 +16,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from crem_jax.data.sources.file_rows import parse_json
+from crem_jax.data.sources.formats.file_rows import parse_json
+from crem_jax.data.sources.formats.tfds_source import INFO_FILE
 from crem_jax.data.sources.registry import SOURCES
-from crem_jax.data.sources.tfds_source import INFO_FILE
 from crem_jax.errors import CremError
 
 _COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')

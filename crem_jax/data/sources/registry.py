@@ -9,12 +9,12 @@ from typing import Any
 from crem_jax.data.emoji.emoji import EmojiPictures
 from crem_jax.data.emoji.scenes import Scenes
 from crem_jax.data.sources.base import Source
-from crem_jax.data.sources.folder import FolderPictures
-from crem_jax.data.sources.jsonl import JsonlRecords
-from crem_jax.data.sources.mmeb import Mmeb
+from crem_jax.data.sources.formats.folder import FolderPictures
+from crem_jax.data.sources.formats.jsonl import JsonlRecords
+from crem_jax.data.sources.formats.mmeb import Mmeb
+from crem_jax.data.sources.formats.sharegpt import ShareGpt
+from crem_jax.data.sources.formats.tfds_source import TfdsRecords
 from crem_jax.data.sources.selected import select
-from crem_jax.data.sources.sharegpt import ShareGpt
-from crem_jax.data.sources.tfds_source import TfdsRecords
 from crem_jax.errors import CremError
 
 SOURCES: Mapping[str, Callable[..., Source]] = {

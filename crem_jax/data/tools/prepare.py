@@ -20,8 +20,8 @@ from typing import Any
 
 from crem_jax.data.images.encoded import file_bytes
 from crem_jax.data.records import Item, Record, RecordError
+from crem_jax.data.sources.formats.tfds_layout import NAME, encode_record, write_info
 from crem_jax.data.sources.selected import where
-from crem_jax.data.sources.tfds_layout import NAME, encode_record, write_info
 from crem_jax.errors import CremError
 from crem_jax.processes import WorkerLost, spread
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from crem_jax.data.records import Item, RecordError
-from crem_jax.data.sources.fields import shown, text_of
-from crem_jax.data.sources.file_rows import Rows
-from crem_jax.data.sources.mmeb_files import (
+from crem_jax.data.sources.formats.fields import shown, text_of
+from crem_jax.data.sources.formats.file_rows import Rows
+from crem_jax.data.sources.formats.mmeb_files import (
     open_rows,
     picture_layout,
     picture_paths,

@@ -17,9 +17,9 @@ import numpy as np
 
 from crem_jax.data.records import EmptySideError, Item, Record, RecordError
 from crem_jax.data.sources.base import FileSource
-from crem_jax.data.sources.fields import shown, text_of
-from crem_jax.data.sources.file_rows import Rows, scan
-from crem_jax.data.sources.mmeb_files import (
+from crem_jax.data.sources.formats.fields import shown, text_of
+from crem_jax.data.sources.formats.file_rows import Rows, scan
+from crem_jax.data.sources.formats.mmeb_files import (
     COLUMNS,
     PLACEHOLDER,
     SPLITS,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crem_jax.data.records import EmptySideError, Item, Record, RecordError
-from crem_jax.data.sources.fields import make_item
+from crem_jax.data.sources.formats.fields import make_item
 from crem_jax.errors import CremError
 
 FEATURE_MAPS: Mapping[str, Mapping[str, str]] = {

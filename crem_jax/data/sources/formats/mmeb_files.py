@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crem_jax.data.sources.fields import paths_of, text_of
-from crem_jax.data.sources.file_rows import JsonLines, ParquetRows, Rows, scan
+from crem_jax.data.sources.formats.fields import paths_of, text_of
+from crem_jax.data.sources.formats.file_rows import JsonLines, ParquetRows, Rows, scan
 from crem_jax.errors import CremError
 
 COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")

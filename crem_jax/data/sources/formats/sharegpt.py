@@ -13,8 +13,8 @@ from typing import Any
 
 from crem_jax.data.records import EmptySideError, Item, Record, RecordError
 from crem_jax.data.sources.base import FileSource
-from crem_jax.data.sources.fields import paths_of, shown, text_of
-from crem_jax.data.sources.file_rows import JsonLines, JsonList
+from crem_jax.data.sources.formats.fields import paths_of, shown, text_of
+from crem_jax.data.sources.formats.file_rows import JsonLines, JsonList
 
 PLACEHOLDER = re.compile(r"\n?<image>\n?")
 _ROLES = {

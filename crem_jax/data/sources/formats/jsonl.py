@@ -9,7 +9,7 @@ from typing import Any
 
 from crem_jax.data.records import EmptySideError, Record, RecordError
 from crem_jax.data.sources.base import FileSource
-from crem_jax.data.sources.fields import (
+from crem_jax.data.sources.formats.fields import (
     check_keys,
     item_of,
     items_of,
@@ -19,7 +19,7 @@ from crem_jax.data.sources.fields import (
     text_of,
     turns_of,
 )
-from crem_jax.data.sources.file_rows import JsonLines
+from crem_jax.data.sources.formats.file_rows import JsonLines
 
 KEYS = ("id", "query", "positives", "negatives", "turns", "image", "text", "metadata")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from crem_jax.data.images.folders import pictures_in
 from crem_jax.data.records import Item, Record, RecordError
 from crem_jax.data.sources.base import FileSource
-from crem_jax.data.sources.fields import make_item, text_of
-from crem_jax.data.sources.file_rows import parse_json
-from crem_jax.data.sources.jsonl import record_of
+from crem_jax.data.sources.formats.fields import make_item, text_of
+from crem_jax.data.sources.formats.file_rows import parse_json
+from crem_jax.data.sources.formats.jsonl import record_of
 
 
 class FolderPictures(FileSource):

@@ -10,8 +10,8 @@ from typing import Any
 
 from crem_jax.data.records import Record, RecordError
 from crem_jax.data.sources.base import FileSource
-from crem_jax.data.sources.feature_map import FeatureMap
-from crem_jax.data.sources.tfds_layout import LATER, LAYOUT, decode_record
+from crem_jax.data.sources.formats.feature_map import FeatureMap
+from crem_jax.data.sources.formats.tfds_layout import LATER, LAYOUT, decode_record
 from crem_jax.errors import CremError
 
 INFO_FILE = "dataset_info.json"
