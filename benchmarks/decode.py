@@ -41,6 +41,7 @@ from crem_jax.convert.chorus import chorus_tokens
 from crem_jax.data.images.decode import open_picture
 from crem_jax.evaluate.emoji import scene_questions, scene_records
 from crem_jax.inference import decoding
+from crem_jax.inference.batches import pad_questions
 from crem_jax.inference.decoding import Sampling
 from crem_jax.inference.model import Model
 from crem_jax.library import library as libraries
@@ -148,8 +149,8 @@ def speed(model: Model, batch: int, tokens: int, rounds: int) -> dict:
     """Tokens a second after the first, of all rows together."""
     whole = jax.device_put(_random_memory(model.config, batch))
     memories = {"native": whole, "compressed": jax.device_put(whole.chorus_only())}
-    asked = [model.prompter.question(QUESTION)] * batch
-    questions = model._questions(asked, batch)
+    asked = [model.runner.prompter.question(QUESTION)] * batch
+    questions = pad_questions(asked, batch, model.config.pad_token_id)
 
     def say(memory: Memory, count: int) -> None:
         out = decoding.generate(model.config, model.params, memory, *questions, GREEDY, count)

@@ -40,9 +40,10 @@ from crem_jax.evaluate.mmeb.cases import read_cases
 from crem_jax.evaluate.mmeb.datasets import Dataset, chosen
 from crem_jax.evaluate.mmeb.emoji_data import write
 from crem_jax.evaluate.mmeb.evaluate import evaluate
-from crem_jax.inference.model import Model, pool
+from crem_jax.inference.model import Model
 from crem_jax.model.crem import Crem, init
 from crem_jax.model.mask import context_mask
+from crem_jax.pooling import pool
 from crem_jax.train.start import TOKENIZER_DIR
 
 NAMES = (
@@ -151,7 +152,7 @@ def encode_in_order(model: Model, items: Sequence[Item]) -> np.ndarray:
     out = []
     with ThreadPoolExecutor(WORKERS) as threads:
         for first in range(0, len(items), BATCH):
-            rows = list(threads.map(model.prepare, items[first : first + BATCH]))
+            rows = list(threads.map(model.runner.prepare, items[first : first + BATCH]))
             slots = max(len(row.tokens) for row in rows) + model.config.num_chorus
             patches = max(len(row.picture) for row in rows)
             states, logits = forward(

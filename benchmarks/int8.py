@@ -85,7 +85,7 @@ def quality(exact: Model, rounded: Model, pictures: int, answers: int) -> dict[s
 def memory_of(model: Model, batch: int):
     """A function that compresses `batch` pictures."""
     emoji = EmojiPictures("heldout")
-    rows = [model.prepare(emoji.draw(0))] * batch
+    rows = [model.runner.prepare(emoji.draw(0))] * batch
     ((_, context),) = context_batches(rows, model.config)
     compress = jax.jit(functools.partial(crem.compress, model.config))
     return lambda: compress(model.params, context)
@@ -98,7 +98,7 @@ def embed(model: Model):
 
 def say(model: Model, batch: int):
     memory = memory_of(model, batch)()
-    questions = [model.prompter.question(WHAT)] * batch
+    questions = [model.runner.prompter.question(WHAT)] * batch
     tokens, valid = pad_questions(questions, len(memory.region), model.config.pad_token_id)
     state = decoding.start(model.config, model.params, memory, tokens, valid, GREEDY, ROOM)
 

@@ -78,9 +78,12 @@ def samples(model: api.Model):
     """One batch: pictures of noise with a text each, and an answer."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (len(TEXTS), 448, 448, 3), dtype=np.uint8)
-    rows = [model.prepare(Item(text, (image,))) for text, image in zip(TEXTS, pixels, strict=True)]
+    rows = [
+        model.runner.prepare(Item(text, (image,)))
+        for text, image in zip(TEXTS, pixels, strict=True)
+    ]
     slots = max(len(row.tokens) for row in rows) + model.config.num_chorus
-    target = model.prompter.target([ANSWER])
+    target = model.runner.prompter.target([ANSWER])
     context = pad_contexts(rows, model.config, slots, len(rows[0].picture))
     width = len(target.tokens)
     return rows, context, pad_targets([target] * len(rows), model.config, width, width)

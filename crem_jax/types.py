@@ -13,12 +13,15 @@ Shape letters, used in every docstring and einsum:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
+from crem_jax.pooling import pool_traced
 
 PAD, CONTEXT, CHORUS, TARGET = -1, 0, 1, 2
 """Regions of a sequence (design: V,T are CONTEXT; U is CHORUS; Q,A are TARGET)."""
@@ -103,8 +106,8 @@ class Memory:
         return self.chorus.shape[1]
 
     def embedding(self, k: int | jax.Array | None = None) -> jax.Array:
-        """See `pooled`."""
-        return pooled(self.chorus, k)
+        """Retrieval embeddings of the first k chorus states, see `pooling.pool_traced`."""
+        return pool_traced(self.chorus, k)
 
     def truncate(self, k: int | jax.Array) -> Memory:
         """The memory as if only the first k ([] or [B]) chorus tokens were given; shapes stay."""
@@ -143,26 +146,15 @@ class Memory:
         )
 
 
-def pooled(
-    chorus: jax.Array, k: int | jax.Array | None = None, dim: int | jax.Array | None = None
-) -> jax.Array:
-    """Retrieval embedding: L2-normalised mean over the first k chorus states.
-
-    Chorus rows are causal, so the first k of K are exactly what compressing with k gives.
-
-    Args:
-      chorus: float32 [B, K, D]. k: None is all K.
-      dim: the numbers past the first `dim` are 0 before normalising; None keeps all D.
-
-    Returns:
-      float32 [B, D].
-    """
-    count, width = chorus.shape[1:]
-    weight = (jnp.arange(count) < (count if k is None else k)).astype(jnp.float32)
-    mean = jnp.einsum("BKD,K->BD", chorus, weight / jnp.sum(weight))
-    if dim is not None:
-        mean = jnp.where(jnp.arange(width) < dim, mean, 0.0)
-    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
+def join_memories(parts: Sequence[Memory]) -> Memory:
+    """Memories of numpy arrays one after another; keys and values have their rows on axis 1."""
+    join = np.concatenate
+    return Memory(
+        kv=jax.tree.map(lambda *x: join(x, axis=1), *(part.kv for part in parts)),
+        region=join([part.region for part in parts]),
+        next_position=join([part.next_position for part in parts]),
+        chorus=join([part.chorus for part in parts]),
+    )
 
 
 @struct.dataclass

@@ -134,7 +134,7 @@ def signs(count: int) -> tuple[list[np.ndarray], list[str]]:
 
 def cache_share(model: Model, k: int | None = None, sinks: int = 0) -> float:
     """Slots that a compressed memory of a held-out scene keeps, over the slots of its context."""
-    row = model.prepare(emoji.scene_records(1)[0].query)
+    row = model.runner.prepare(emoji.scene_records(1)[0].query)
     ((_, context),) = context_batches([row], model.config)
 
     def compressed(context: Context) -> Memory:

@@ -13,12 +13,13 @@ import numpy as np
 from crem_jax.errors import CremError
 from crem_jax.evaluate.progress import Counting, quiet
 from crem_jax.inference.batches import Shape, fill_batch, plan_batches, shape_of
+from crem_jax.pooling import pool
 
 if TYPE_CHECKING:
     from crem_jax.data.inputs.padding import ContextRow
     from crem_jax.data.records import Item
     from crem_jax.evaluate.embedding_cache import EmbeddingCache
-    from crem_jax.inference.model import Model
+    from crem_jax.inference.runner import Runner
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Work:
 
 
 def encode_missing(
-    model: Model,
+    runner: Runner,
     work: Mapping[bytes, Work],
     cache: EmbeddingCache,
     *,
@@ -55,11 +56,11 @@ def encode_missing(
     """
     mine, of = share
     keys = [key for key in work if key not in cache and int.from_bytes(key[:8]) % of == mine]
-    with ThreadPoolExecutor(workers) as pool, counting(len(keys), "encoding") as progress:
-        shapes = shapes_of(pool, model, [work[key] for key in keys])
-        batches = plan_batches(shapes, model.unit)
-        for chosen, size, rows in prepared(pool, model, [work[key] for key in keys], batches):
-            vectors = _embed(model, rows, size, k)
+    with ThreadPoolExecutor(workers) as threads, counting(len(keys), "encoding") as progress:
+        shapes = shapes_of(threads, runner, [work[key] for key in keys])
+        batches = plan_batches(shapes, runner.row_multiple)
+        for chosen, size, rows in prepared(threads, runner, [work[key] for key in keys], batches):
+            vectors = _embed(runner, rows, size, k)
             if not (finite := np.isfinite(vectors).all(axis=1)).all():
                 first = work[keys[chosen[int(np.argmin(finite))]]]
                 raise CremError(f"{first.place}: the embedding is not finite")
@@ -68,22 +69,22 @@ def encode_missing(
     return len(keys)
 
 
-def shapes_of(pool: ThreadPoolExecutor, model: Model, work: Sequence[Work]) -> list[Shape]:
+def shapes_of(threads: ThreadPoolExecutor, runner: Runner, work: Sequence[Work]) -> list[Shape]:
     """What each item will be padded to, from the headers of its pictures.
 
     Raises:
       ValueError: some cannot be used; the message names the place of the first, and how many more.
     """
-    merge = model.config.vision.merge_size**2
+    merge = runner.config.vision.merge_size**2
 
     def shape(one: Work) -> Shape | str:
         try:
-            draft = model.prompter.check(one.item)
+            draft = runner.prompter.check(one.item)
         except ValueError as error:
             return f"{one.place}: {error}"
         return shape_of(draft.fixed + draft.visual, draft.visual * merge)
 
-    found = list(pool.map(shape, work))
+    found = list(threads.map(shape, work))
     bad = [one for one in found if isinstance(one, str)]
     if bad:
         more = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
@@ -92,8 +93,8 @@ def shapes_of(pool: ThreadPoolExecutor, model: Model, work: Sequence[Work]) -> l
 
 
 def prepared(
-    pool: ThreadPoolExecutor,
-    model: Model,
+    threads: ThreadPoolExecutor,
+    runner: Runner,
     work: Sequence[Work],
     batches: Iterator[tuple[list[int], int]],
 ) -> Iterator[tuple[list[int], int, list[ContextRow]]]:
@@ -101,12 +102,12 @@ def prepared(
 
     def prepare(one: Work) -> ContextRow:
         try:
-            return model.prompter.context(one.item)
+            return runner.prompter.context(one.item)
         except ValueError as error:
             raise CremError(f"{one.place}: {error}") from error
 
     def begin(batch: tuple[list[int], int] | None) -> list[Future]:
-        return [pool.submit(prepare, work[i]) for i in batch[0]] if batch else []
+        return [threads.submit(prepare, work[i]) for i in batch[0]] if batch else []
 
     current, futures = next(batches, None), []
     futures = begin(current)
@@ -119,7 +120,5 @@ def prepared(
         current = following
 
 
-def _embed(model: Model, rows: Sequence[ContextRow], size: int, k: int | None) -> np.ndarray:
-    from crem_jax.inference.model import pool
-
-    return pool(model.states_of(fill_batch(rows, size, model.config))[: len(rows)], k)
+def _embed(runner: Runner, rows: Sequence[ContextRow], size: int, k: int | None) -> np.ndarray:
+    return pool(runner.chorus_states(fill_batch(rows, size, runner.config))[: len(rows)], k)

@@ -86,7 +86,7 @@ class CremEncoder(AbsEncoder):
         return np.concatenate([*done, self.model.encode(rows, self.k)])
 
     def _row(self, text: str, images: tuple[Picture, ...]) -> ContextRow:
-        context, config = self.model.prompter.context, self.model.config
+        context, config = self.model.runner.prompter.context, self.model.config
         bare = Item(images=images) if images else None
         if not text.strip():
             return context(bare)
@@ -95,7 +95,7 @@ class CremEncoder(AbsEncoder):
         except PromptError:
             room = config.text.max_positions - config.num_chorus - _MARGIN
             room -= int(context(bare).position.max()) + 1
-            tokens = self.model.prompter.user_tokens(text)[: max(room, 1)]
+            tokens = self.model.runner.prompter.user_tokens(text)[: max(room, 1)]
             text = self.model.tokenizer.decode(tokens).rstrip("\ufffd")
             return context(Item(text, images) if text.strip() else bare)
 

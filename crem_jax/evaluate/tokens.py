@@ -33,8 +33,8 @@ def token_accuracy(
       pictures: one a sample. turns: (question, answer) about each.
       compressed, k, sinks: as for `Model.generate`.
     """
-    contexts = [model.prepare(picture) for picture in pictures]
-    rows = [model.prompter.target([turn]) for turn in turns]
+    contexts = [model.runner.prepare(picture) for picture in pictures]
+    rows = [model.runner.prompter.target([turn]) for turn in turns]
     right = total = 0
     for chosen, context in context_batches(contexts, model.config):
         members = [rows[i] for i in chosen]

@@ -72,8 +72,8 @@ def gaze(model: Model, item: Any, layers: Sequence[int] | None = None) -> Attent
     for layer in chosen:
         if not 0 <= layer < count:
             raise CremError(f"layer {layer} is not in 0..{count - 1}")
-    (grid,) = model.prompter.draft(item).grids
-    row = model.prepare(item)
+    (grid,) = model.runner.prompter.draft(item).grids
+    row = model.runner.prepare(item)
     ((_, context),) = context_batches([row], model.config)
     memory = crem.compress(model.config, model.params, context)
     attention = chorus_attention(model.config, model.params, context, memory)

@@ -57,7 +57,7 @@ def rank_pictures(
         usable, rows = [], []
         for path in paths[first : first + _AT_ONCE]:
             try:
-                rows.append(model.prepare(path))
+                rows.append(model.runner.prepare(path))
             except ValueError as error:
                 skipped.append((path, str(error)))
             else:

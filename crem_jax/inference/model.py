@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,20 +11,18 @@ import jax
 import numpy as np
 
 from crem_jax.config import DTYPES, WEIGHTS, ModelConfig
-from crem_jax.data.inputs.padding import ContextRow, PromptError
-from crem_jax.data.inputs.prompt import Prompter
+from crem_jax.data.inputs.padding import ContextRow
 from crem_jax.data.records import Item
 from crem_jax.distributed import to_host
 from crem_jax.errors import CremError
-from crem_jax.inference import decoding
-from crem_jax.inference.batches import MAX_ROWS, context_batches, pad_questions
+from crem_jax.inference.batches import MAX_ROWS, context_batches
 from crem_jax.inference.decoding import Sampling
-from crem_jax.inference.streaming import AnswerStream, answer_text
+from crem_jax.inference.runner import Runner
 from crem_jax.mesh import make_mesh, replicated
-from crem_jax.mesh import rows as by_rows
 from crem_jax.model import crem
 from crem_jax.model.int8 import quantise
-from crem_jax.types import Context, Memory
+from crem_jax.pooling import pool
+from crem_jax.types import Context, Memory, join_memories
 
 _ODD = 0x9E3779B1
 """Leads from one batch's seed to the next: far, and to all of them before the first comes again."""
@@ -39,13 +36,15 @@ class Model:
       tokenizer: a transformers tokenizer with Qwen2-VL's special tokens.
       stored: the parameters that `params` were rounded from, if a library shall know the model by
         them.
+
+    Attributes:
+      runner: the same model for prepared rows, padded batches and memories.
     """
 
     def __init__(self, config: ModelConfig, params: crem.Params, tokenizer, stored: Any = None):
-        self._stored = params if stored is None else stored
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        self.prompter = Prompter(config, tokenizer)
-        self._mesh: jax.sharding.Mesh | None = None
+        self.runner = Runner(config, params, tokenizer)
+        self._stored = params if stored is None else stored
 
     def spread(self, devices: Sequence[jax.Device] | None = None) -> Model:
         """The same model on several devices, each computing its share of the rows of a batch.
@@ -59,17 +58,12 @@ class Model:
         mesh = make_mesh(devices=devices)
         params = jax.device_put(self.params, replicated(mesh))
         model = Model(self.config, params, self.tokenizer, self._stored)
-        model._mesh = mesh
+        model.runner = Runner(self.config, params, self.tokenizer, mesh)
         return model
 
     @property
     def num_parameters(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
-
-    @property
-    def unit(self) -> int:
-        """Batches have multiples of so many rows: the devices that share them."""
-        return self._mesh.size if self._mesh else 1
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -97,68 +91,20 @@ class Model:
           ValueError: the model has no chorus tokens, k is not in 1..K, dim is not in 1..D, or an
             item is unusable.
         """
-        self.validate_encode(k, dim)
+        self.runner.validate_encode(k, dim)
         return pool(self.chorus_states(items), k, dim)
 
-    def prepare(self, item: Any) -> ContextRow:
-        """An item as `encode` reads it: tokens and patches, far smaller than a decoded picture.
-
-        `encode` and `chorus_states` take the result in place of the item.
-
-        Raises:
-          ValueError: the item is unusable.
-        """
-        return item if isinstance(item, ContextRow) else self.prompter.context(Item.of(item))
-
-    def prepare_question(
-        self, value: Any, turns: Sequence[tuple[str, str]] = ()
-    ) -> tuple[ContextRow, np.ndarray]:
-        """An item as `generate` reads it: the context of its pictures, and its text's tokens.
-
-        Args:
-          turns: (question, answer) pairs that came before it in the same conversation.
-
-        Raises:
-          ValueError: the item is unusable, or does not fit the model.
-        """
-        item = Item.of(value)
-        question = self.question_tokens(item.text, turns)
-        row = self.prompter.context(Item(images=item.images) if item.images else None)
-        needed, limit = len(row.tokens) + len(question), self.config.text.max_positions
-        if needed + self.config.num_chorus > limit:
-            raise PromptError(
-                f"the question needs {needed} tokens with its pictures; the model has {limit} "
-                f"positions. It begins {item.text[:40]!r}"
-            )
-        return row, question
-
-    def question_tokens(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> np.ndarray:
-        """Tokens of a question up to where its answer begins, int32 [n].
-
-        Raises:
-          ValueError: it is empty.
-        """
-        if not text.strip():
-            raise PromptError("the question is empty; expected some text")
-        return self.prompter.question(text, turns)
-
     def chorus_states(self, items: Sequence[Any]) -> np.ndarray:
-        """Final hidden states of the chorus, float32 [N, K, D]: `pool(states, k, dim)` is `encode`.
+        """Final hidden states of the chorus, float32 [N, K, D]; `pooling.pool` makes embeddings.
 
         Args and errors: as `encode`.
         """
-        self._check_chorus()
-        rows = [self.prepare(item) for item in _as_list(items)]
+        rows = self._rows(items)
         shape = (len(rows), self.config.num_chorus, self.config.text.hidden_size)
         out = np.zeros(shape, np.float32)
-        for chosen, context in context_batches(rows, self.config, self.unit):
-            out[chosen] = self.states_of(context)[: len(chosen)]
+        for chosen, context in self._batches(rows):
+            out[chosen] = self.runner.chorus_states(context)[: len(chosen)]
         return out
-
-    def states_of(self, context: Context) -> np.ndarray:
-        """Chorus states, float32 [B, K, D], of a padded batch (`inference.batches.fill_batch`)."""
-        with self._placed(context) as context:
-            return to_host(_chorus(self.config, self.params, context))
 
     def compress(self, items: Sequence[Any]) -> Memory:
         """Compressed memories, numpy arrays of N rows in the order of the items.
@@ -167,38 +113,13 @@ class Model:
 
         Args and errors: as `encode`.
         """
-        self._check_chorus()
-        rows = [self.prepare(item) for item in _as_list(items)]
+        rows = self._rows(items)
         parts, order = [], []
-        for chosen, context in context_batches(rows, self.config, self.unit):
-            with self._placed(context) as context:
-                memory = _memory(self.config, self.params, context, self.config.num_chorus)
+        for chosen, context in self._batches(rows):
+            memory = self.runner.compress(context, self.config.num_chorus)
             parts.append(jax.tree.map(to_host, memory).take(range(len(chosen))))
             order += chosen
         return join_memories(parts).take(np.argsort(order))
-
-    def memory_of(self, context: Context, num_visible_chorus: int | None) -> Memory:
-        """The memory of a padded batch, on the device.
-
-        Args:
-          num_visible_chorus: None keeps everything, k the first k chorus tokens.
-        """
-        with self._placed(context) as context:
-            return _memory(self.config, self.params, context, num_visible_chorus)
-
-    def memories_of(
-        self, context: Context, num_visible_chorus: Sequence[int | None]
-    ) -> list[Memory]:
-        """Memories of a padded batch (`inference.batches.fill_batch`) on the device, for `ask`.
-
-        Args:
-          kept: what each keeps: None everything, for native answers; k the first k chorus tokens.
-        """
-        with self._placed(context) as context:
-            if len(num_visible_chorus) == 1:
-                return [_memory(self.config, self.params, context, num_visible_chorus[0])]
-            whole = _memory(self.config, self.params, context, None)
-            return [whole if k is None else whole.chorus_only(k) for k in num_visible_chorus]
 
     def ask(
         self,
@@ -212,7 +133,7 @@ class Model:
         """Answers from memories, with no picture and no vision tower.
 
         Args:
-          memory: of N rows, from `compress`, `memories_of` or a library; `memory.chorus_only(k)`
+          memory: of N rows, from `compress` or a library; `memory.chorus_only(k)`
             answers from its first k chorus tokens. questions: one for each row.
           temperature, top_p, seed: as for `generate`.
 
@@ -224,20 +145,16 @@ class Model:
                 f"{len(questions)} questions about {len(memory.next_position)} memories; expected "
                 "one for each"
             )
-        asked = [self.question_tokens(text) for text in questions]
+        tokens = [self.runner.prompter.question(text) for text in questions]
         answers = []
-        for number, first in enumerate(range(0, len(asked), MAX_ROWS)):
+        for number, first in enumerate(range(0, len(tokens), MAX_ROWS)):
             sampling = _sampling(temperature, top_p, seed, number)
-            some = asked[first : first + MAX_ROWS]
+            some = tokens[first : first + MAX_ROWS]
             size = 1 << (len(some) - 1).bit_length()
             rows = first + np.minimum(np.arange(size), len(some) - 1)
             part = memory.take(rows)
-            self.check_positions(part, some)
-            tokens, valid = self._questions(some, size)
-            out = decoding.generate(
-                self.config, self.params, part, tokens, valid, sampling, max_new_tokens
-            )
-            answers += [self._text(ids) for ids in to_host(out)[: len(some)]]
+            self.runner.validate_positions(part, some)
+            answers += self.runner.answer(part, some, sampling, max_new_tokens)
         return answers
 
     def generate(
@@ -264,27 +181,19 @@ class Model:
         Raises:
           ValueError: as `encode`, or an empty question.
         """
-        self.validate_generate(compressed, k, sinks)
-        asked = [self.prepare_question(item) for item in _as_list(items)]
-        contexts, questions = [row for row, _ in asked], [question for _, question in asked]
-        answers = [""] * len(contexts)
-        batches = context_batches(contexts, self.config, self.unit)
-        for number, (chosen, context) in enumerate(batches):
+        self.runner.validate_generate(compressed, k, sinks)
+        pairs = [self._question(item) for item in _as_list(items)]
+        questions = [question for _, question in pairs]
+        answers = [""] * len(pairs)
+        visible = self._num_visible_chorus(compressed, k)
+        for number, (chosen, context) in enumerate(self._batches([row for row, _ in pairs])):
             sampling = _sampling(temperature, top_p, seed, number)
-            tokens, valid = self._questions([questions[i] for i in chosen], len(context.tokens))
-            with self._placed(context) as context:
-                memory = _memory(
-                    self.config,
-                    self.params,
-                    context,
-                    self._num_visible_chorus(compressed, k),
-                    sinks,
-                )
-                out = decoding.generate(
-                    self.config, self.params, memory, tokens, valid, sampling, max_new_tokens
-                )
-            for i, ids in zip(chosen, to_host(out), strict=False):
-                answers[i] = self._text(ids)
+            with self.runner.mesh_in_use():
+                memory = self.runner.compress(context, visible, sinks)
+                some = [questions[i] for i in chosen]
+                made = self.runner.answer(memory, some, sampling, max_new_tokens)
+            for i, answer in zip(chosen, made, strict=True):
+                answers[i] = answer
         return answers
 
     def stream(
@@ -299,81 +208,29 @@ class Model:
         sinks: int = 0,
     ) -> Iterator[str]:
         """One answer, piece by piece; the arguments of `generate`."""
-        self.validate_generate(compressed, k, sinks)
-        row, question = self.prepare_question(item)
+        self.runner.validate_generate(compressed, k, sinks)
+        row, question = self._question(item)
         sampling = _sampling(temperature, top_p, seed)
         ((_, context),) = context_batches([row], self.config)
-        memory = _memory(
-            self.config, self.params, context, self._num_visible_chorus(compressed, k), sinks
-        )
-        answering = AnswerStream(
-            self.config, self.params, self.tokenizer, memory, [question], sampling, [max_new_tokens]
-        )
-        while not answering.over:
-            (piece,) = answering.advance()
+        memory = self.runner.compress(context, self._num_visible_chorus(compressed, k), sinks)
+        answers = self.runner.answer_stream(memory, [question], sampling, [max_new_tokens])
+        while not answers.over:
+            (piece,) = answers.advance()
             if piece:
                 yield piece
 
-    @contextlib.contextmanager
-    def _placed(self, context: Context) -> Iterator[Context]:
-        """A batch on the model's devices, whose mesh is in use inside."""
-        if self._mesh is None:
-            yield context
-            return
-        with jax.set_mesh(self._mesh):
-            yield jax.device_put(context, by_rows(self._mesh))
+    def _rows(self, items: Sequence[Any]) -> list[ContextRow]:
+        self.runner.validate_encode()
+        return [self.runner.prepare(item) for item in _as_list(items)]
 
-    def validate_encode(self, k: int | None = None, dim: int | None = None) -> None:
-        """Raises ValueError where `encode` would, whatever the items."""
-        self._check_chorus()
-        self._check_k(k)
-        width = self.config.text.hidden_size
-        if dim is not None and not 1 <= dim <= width:
-            raise CremError(f"dim = {dim} is not in 1..{width} (numbers of an embedding)")
+    def _question(self, item: Any) -> tuple[ContextRow, np.ndarray]:
+        return self.runner.prompter.question_about(Item.of(item))
 
-    def _check_chorus(self) -> None:
-        if not self.config.num_chorus:
-            raise CremError(
-                "this model cannot find: it has no chorus tokens (a plain backbone). "
-                "Give it some with `crem import --chorus 16` and train it"
-            )
-
-    def check_positions(self, memory: Memory, questions: Sequence[np.ndarray]) -> None:
-        """Raises ValueError if a question about a memory does not fit the model."""
-        longest = int(memory.next_position.max()) + max(map(len, questions))
-        if longest > self.config.text.max_positions:
-            raise PromptError(
-                f"the question and its memory reach position {longest}; the model has "
-                f"{self.config.text.max_positions} positions"
-            )
-
-    def _check_k(self, k: int | None) -> None:
-        if k is not None and not 1 <= k <= self.config.num_chorus:
-            raise CremError(f"k = {k} is not in 1..{self.config.num_chorus} (chorus tokens)")
-
-    def validate_generate(
-        self, compressed: bool = False, k: int | None = None, sinks: int = 0
-    ) -> None:
-        """Raises ValueError where `generate` would, whatever the items."""
-        for name, value in (("k", k), ("sinks", sinks)):
-            if value and not compressed:
-                raise CremError(
-                    f"{name} = {value} needs compressed=True: native answers see everything"
-                )
-        if sinks < 0:
-            raise CremError(f"sinks = {sinks} is not at least 0")
-        if compressed and not self.config.num_chorus:
-            raise CremError("this model has no chorus tokens to answer from; ask it natively")
-        self._check_k(k)
+    def _batches(self, rows: Sequence[ContextRow]) -> Iterator[tuple[list[int], Context]]:
+        return context_batches(rows, self.config, self.runner.row_multiple)
 
     def _num_visible_chorus(self, compressed: bool, k: int | None) -> int | None:
         return (k or self.config.num_chorus) if compressed else None
-
-    def _questions(self, questions: list[np.ndarray], rows: int):
-        return pad_questions(questions, rows, self.config.pad_token_id)
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return answer_text(self.config, self.tokenizer, ids)
 
 
 def load(
@@ -407,44 +264,10 @@ def load(
     return Model(config.replace(dtype=dtype), params, tokenizer, stored)
 
 
-def pool(states: np.ndarray, k: int | None = None, dim: int | None = None) -> np.ndarray:
-    """Embeddings of the first k chorus states and `dim` numbers: [N, K, D] -> float32 [N, dim]."""
-    mean = states[:, :k, :dim].mean(axis=1)
-    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
-
-
-@functools.partial(jax.jit, static_argnames=("config",))
-def _chorus(config: ModelConfig, params: crem.Params, context: Context) -> jax.Array:
-    return crem.compress(config, params, context).chorus
-
-
-@functools.partial(jax.jit, static_argnames=("config", "num_visible_chorus", "sinks"))
-def _memory(
-    config: ModelConfig,
-    params: crem.Params,
-    context: Context,
-    num_visible_chorus: int | None,
-    sinks: int = 0,
-) -> Memory:
-    memory = crem.compress(config, params, context)
-    return memory if num_visible_chorus is None else memory.chorus_only(num_visible_chorus, sinks)
-
-
 def _sampling(temperature: float, top_p: float, seed: int, batch: int = 0) -> Sampling:
     """How a batch of a call is sampled: each draws its own numbers, the first those of `seed`."""
     mixed = np.uint32((int(np.int32(seed)) + batch * _ODD) % 2**32).view(np.int32)
     return Sampling(np.float32(temperature), np.float32(top_p), mixed)
-
-
-def join_memories(parts: Sequence[Memory]) -> Memory:
-    """Compressed memories one after another; keys and values have their rows on axis 1."""
-    join = np.concatenate
-    return Memory(
-        kv=jax.tree.map(lambda *x: join(x, axis=1), *(part.kv for part in parts)),
-        region=join([part.region for part in parts]),
-        next_position=join([part.next_position for part in parts]),
-        chorus=join([part.chorus for part in parts]),
-    )
 
 
 def _as_list(items: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from crem_jax.data.inputs.padding import ContextRow
 from crem_jax.library.contents import Contents, IndexItem, IndexItemError, thumbnail
 from crem_jax.library.entry import About, Entry, LibraryError
 from crem_jax.library.library import Library
+from crem_jax.pooling import pool
 
 if TYPE_CHECKING:
     from crem_jax.inference.model import Model
@@ -173,7 +174,7 @@ def _chunks(
             if known.get(name, ("", ""))[0] == item.content:
                 return _Ready(number, name, item)
             small, pixels = thumbnail(item.item.images[0]) if item.item.images else (b"", (0, 0))
-            return _Ready(number, name, item, model.prepare(item.item), small, pixels)
+            return _Ready(number, name, item, model.runner.prepare(item.item), small, pixels)
         except IndexItemError as error:
             return _Ready(number, error.id, error=str(error))
         except ValueError as error:
@@ -190,7 +191,6 @@ def _chunks(
 
 
 def _store(model: Model, library: Library, source: str, ready: Sequence[_Ready]) -> None:
-    from crem_jax.inference.model import pool
     from crem_jax.library.memory_codec import encode_memory
 
     about = library.about

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from crem_jax.inference.model import Model, pool
+from crem_jax.inference.model import Model
 from crem_jax.library.entry import Entry, Hit, UnknownIdError
 from crem_jax.library.library import Library
+from crem_jax.pooling import pool
 from crem_jax.serve.admission import Admission, deadline, in_thread
 from crem_jax.serve.conditions import check_condition
 from crem_jax.serve.engine.engine import Engine
@@ -61,13 +62,14 @@ class Service:
         fetcher: Fetcher | None = None,
     ):
         self.model, self.name, self.library = model, name, library
+        self.runner = model.runner
         self.limits = limits or Limits()
         self.metrics = Metrics()
         self.drains = asyncio.Event()
         if library is not None:
             library.check_model(model)
-        self._reader = Reader(model, self.limits, fetcher)
-        self._engine = Engine(model, self.limits.rows, self.metrics)
+        self._reader = Reader(model.config, model.tokenizer, self.limits, fetcher)
+        self._engine = Engine(self.runner, self.limits.rows, self.metrics)
         self._searching = ThreadPoolExecutor(_SEARCHERS, "crem-library")
         self.admission = Admission(self.limits, self.metrics, lambda: self._engine.job_seconds)
         self._alone = itertools.count(1)
@@ -99,7 +101,7 @@ class Service:
         Args:
           items: (text, pictures) each.
         """
-        self.model.validate_encode(k, dim)
+        self.runner.validate_encode(k, dim)
         rows = await asyncio.gather(*(self._reader.row(*item) for item in items))
         step = self.limits.rows
         jobs = [Embed(deadline(), rows[i : i + step]) for i in range(0, len(rows), step)]
@@ -118,7 +120,7 @@ class Service:
         drawing: Drawing | None = None,
     ) -> tuple[AsyncIterator[AnswerChunk], int]:
         """An answer piece by piece, and how many tokens the question and its pictures have."""
-        self.model.validate_generate(compressed, k)
+        self.runner.validate_generate(compressed, k)
         limit = self._limit(limit)
         row, question = await self._reader.conversation(text, pictures, turns)
         style = self._style("compressed" if compressed else "native", drawing)
@@ -144,7 +146,7 @@ class Service:
             memory = await in_thread(self._searching, library.memories, list(ids), dtype)
         except UnknownIdError as error:
             raise ApiError(404, str(error), "ids", "unknown_id") from error
-        self.model.check_positions(memory, [tokens])
+        self.runner.validate_positions(memory, [tokens])
         style = self._style("stored", drawing)
         memories = [memory.take([row]) for row in range(len(ids))]
         jobs = [Answer(deadline(), one, tokens, style, k, limit) for one in memories]

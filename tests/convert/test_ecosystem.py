@@ -21,6 +21,7 @@ from crem_jax.evaluate.mteb import CremEncoder
 from crem_jax.inference import decoding
 from crem_jax.inference.batches import context_batches, pad_questions
 from crem_jax.inference.model import Model, load
+from crem_jax.inference.streaming import answer_text
 from crem_jax.model import crem
 from tests.support import mteb_tasks, toy
 
@@ -143,12 +144,12 @@ def test_sentence_transformers_gives_our_embeddings(model, outside, items):
 
 def test_compressed_answers_in_torch_are_ours_token_by_token(model, outside, items):
     results = outside("in_torch")
-    asked = [model.prompter.question(QUESTION)]
+    asked = [model.runner.prompter.question(QUESTION)]
     question = pad_questions(asked, 1, model.config.pad_token_id)
     ends = {model.config.eos_token_id, model.config.pad_token_id}
     assert len(results) == 9
     for i, item in enumerate(paths(items[-3:])):
-        row = model.prepare(Item.of(item))
+        row = model.runner.prepare(Item.of(item))
         ((_, context),) = context_batches([row], model.config)
         memory = compress(model.config, model.params, context)
         for k in (1, 3, 4):
@@ -169,7 +170,7 @@ def test_the_model_card_does_what_it_says(model, outside, items):
     assert_same_embeddings(results["embedding"][None], model.encode([picture]))
     asked = {"image": picture, "text": "What is this?"}
     (told,) = model.generate([asked], compressed=True, k=1, max_new_tokens=32)
-    assert model._text(results["said"]) == told
+    assert answer_text(model.config, model.tokenizer, results["said"]) == told
     assert results["passed"]
     ran = {modality: status for status, modality, _ in json.loads(str(results["summary"]))}
     assert "skipped" not in (ran["text"], ran["image"])

@@ -203,9 +203,9 @@ def test_what_cannot_be_used_is_named(capsys, tiny_model_dir, root, tmp_path):
 
 def test_an_embedding_that_is_not_finite_is_named_and_not_kept(model, tmp_path):
     class Broken:
-        config, prompter, unit = model.config, model.prompter, 1
+        config, prompter, row_multiple = model.config, model.runner.prompter, 1
 
-        def states_of(self, context):
+        def chorus_states(self, context):
             return np.full((len(context.tokens), 4, 32), np.nan, np.float32)
 
     cache = EmbeddingCache(tmp_path, "m", 32)
@@ -217,7 +217,7 @@ def test_an_embedding_that_is_not_finite_is_named_and_not_kept(model, tmp_path):
 def test_shares_are_apart_and_leave_nothing_out(model, tmp_path):
     work = {bytes([7 * i]) * 16: Work(Item(f"item {i}"), str(i)) for i in range(9)}
     caches = [EmbeddingCache(tmp_path / str(i), "m", 32) for i in range(2)]
-    made = [encode_missing(model, work, caches[i], share=(i, 2)) for i in range(2)]
+    made = [encode_missing(model.runner, work, caches[i], share=(i, 2)) for i in range(2)]
     assert made == [len(cache) for cache in caches] and sum(made) == 9 and min(made) > 0
     assert all((key in caches[0]) != (key in caches[1]) for key in work)
 

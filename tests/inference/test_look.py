@@ -75,7 +75,7 @@ def test_a_map_has_the_grid_of_the_picture_and_depends_on_the_text(tiny_model_di
     assert alone.maps.shape == asked.maps.shape == (4, 2, 3)
     assert 0 < asked.figures()["on_picture"] < 1 and not np.allclose(asked.maps, alone.maps)
     np.testing.assert_array_equal(gaze(model, {"image": picture}, [0]).maps, alone.maps)
-    context = pad_contexts([model.prepare({"image": picture})], model.config, SLOTS, PATCHES)
+    context = pad_contexts([model.runner.prepare({"image": picture})], model.config, SLOTS, PATCHES)
     memory = crem_model.compress(model.config, model.params, context)
     attention = chorus_attention(model.config, model.params, context, memory)
     by_slot = np.asarray(attention)[0, 0].mean(0)

@@ -20,11 +20,11 @@ import crem_jax
 from crem_jax import library
 from crem_jax.data.emoji.emoji import load_emoji
 from crem_jax.data.images.decode import open_picture
-from crem_jax.inference.model import pool
 from crem_jax.library.contents import Contents
 from crem_jax.library.indexing import about_of, index
 from crem_jax.library.memory_codec import encode_memory
 from crem_jax.model.fingerprint import fingerprint
+from crem_jax.pooling import pool
 from tests.support.cli_runner import crem
 
 QUESTION = "What is this?"

@@ -16,6 +16,7 @@ import pytest
 
 import crem_jax
 from crem_jax import library
+from crem_jax.data.records import Item
 from crem_jax.library.contents import Contents
 from crem_jax.library.indexing import about_of, index
 from crem_jax.serve.engine.compiled_shapes import CompiledShapes
@@ -94,7 +95,7 @@ def test_openai_embeddings_are_those_of_encode(ai, model):
     )
     short = ai.embeddings.create(model="tiny", input="a tree", extra_body={"k": 2})
     np.testing.assert_allclose(short.data[0].embedding, model.encode(["a tree"], 2)[0], atol=1e-5)
-    assert got.usage.prompt_tokens == sum(len(model.prepare(text).tokens) for text in texts)
+    assert got.usage.prompt_tokens == sum(len(model.runner.prepare(text).tokens) for text in texts)
     assert [one.id for one in ai.models.list().data] == ["tiny"]
     assert ai.models.retrieve("tiny").id == "tiny"
 
@@ -135,7 +136,7 @@ def test_a_conversation_is_read_to_its_end(ai, model):
         {"role": "user", "content": "three"},
     ]
     got = ai.chat.completions.create(model="tiny", messages=turns, max_tokens=6)
-    row, question = model.prepare_question({"text": "three"}, [("Be brief.\none", "two")])
+    row, question = model.runner.prompter.question_about(Item("three"), [("Be brief.\none", "two")])
     assert got.usage.prompt_tokens == len(row.tokens) + len(question)
     text = model.tokenizer.decode(question)
     assert text.index("Be brief.\none") < text.index("two") < text.index("three")
@@ -279,8 +280,8 @@ def test_more_than_it_can_hold_is_refused_and_what_is_late_ends(tiny_model_dir, 
             full = http.post("/v1/embeddings", json={"input": "x"})
             assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
             assert http.get("/healthz").status_code == 200
-        held, runs = threading.Event(), service.model.states_of
-        service.model.states_of = lambda context: (held.wait(20), runs(context))[1]
+        held, runs = threading.Event(), service.runner.chorus_states
+        service.runner.chorus_states = lambda context: (held.wait(20), runs(context))[1]
         late = http.post("/v1/embeddings", json={"input": "x"})
         assert late.status_code == 504 and "within 1 seconds" in late.json()["error"]["message"]
         held.set()
@@ -290,13 +291,13 @@ def test_more_than_it_can_hold_is_refused_and_what_is_late_ends(tiny_model_dir, 
 def test_a_failure_of_the_model_is_a_500_and_the_next_request_is_answered(tiny_model_dir):
     service = Service(load(tiny_model_dir), "tiny")
     with serving(service) as url, client(url) as http:
-        runs = service.model.states_of
+        runs = service.runner.chorus_states
 
         def fail(context):
-            service.model.states_of = runs
+            service.runner.chorus_states = runs
             raise RuntimeError("out of memory")
 
-        service.model.states_of = fail
+        service.runner.chorus_states = fail
         failed = http.post("/v1/embeddings", json={"input": "x"})
         assert failed.status_code == 500 and failed.json()["error"]["type"] == "server_error"
         assert http.post("/v1/embeddings", json={"input": "x"}).status_code == 200

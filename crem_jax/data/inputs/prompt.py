@@ -255,10 +255,34 @@ class Prompter:
         """Target tokens up to where the answer begins, int32 [n].
 
         Args:
-          turns: (question, answer) pairs that came before.
+          turns: (question, answer) pairs that came before in the same conversation.
+
+        Raises:
+          PromptError: the question is empty.
         """
+        if not text.strip():
+            raise PromptError("the question is empty; expected some text")
         before = (*self.target(turns).tokens, *self._to_question) if turns else ()
         return np.asarray([*before, *self.user_tokens(text), *self._to_answer], np.int32)
+
+    def question_about(
+        self, item: Item, turns: Sequence[tuple[str, str]] = ()
+    ) -> tuple[ContextRow, np.ndarray]:
+        """An item as a model answers it: the context of its pictures, and its text as `question`.
+
+        Raises:
+          PictureError, PromptError: a picture or the question is unusable, or together they do not
+            fit the model.
+        """
+        question = self.question(item.text, turns)
+        row = self.context(Item(images=item.images) if item.images else None)
+        needed, limit = len(row.tokens) + len(question), self.config.text.max_positions
+        if needed + self.config.num_chorus > limit:
+            raise PromptError(
+                f"the question needs {needed} tokens with its pictures; the model has {limit} "
+                f"positions. It begins {item.text[:40]!r}"
+            )
+        return row, question
 
 
 _NOTHING = SimpleNamespace(text="", images=())

@@ -106,12 +106,13 @@ def answer_all(
     members = list(groups.values())
     work = [Work(_pictures(group[0]), f"index {group[0].index}") for group in members]
     with ThreadPoolExecutor(workers) as pool:
-        shapes = shapes_of(pool, model, work)
+        shapes = shapes_of(pool, model.runner, work)
         for group, one in zip(members, work, strict=True):
             _check(model, one, group, kind)
-        batches = plan_batches(shapes, model.unit, _AT_ONCE)
-        for chosen, size, rows in prepared(pool, model, work, batches):
-            memories = model.memories_of(fill_batch(rows, size, model.config), num_visible_chorus)
+        batches = plan_batches(shapes, model.runner.row_multiple, _AT_ONCE)
+        for chosen, size, rows in prepared(pool, model.runner, work, batches):
+            context = fill_batch(rows, size, model.config)
+            memories = model.runner.compress_each(context, num_visible_chorus)
             asked = [(row, q) for row, number in enumerate(chosen) for q in members[number]]
             for batch in _batches(asked, kind):
                 numbers = [row for row, _ in batch]
@@ -137,11 +138,11 @@ def _pictures(question: Question) -> Item | None:
 
 def _check(model: Model, work: Work, group: Sequence[Question], kind: str) -> None:
     """Raises ValueError for a question that is empty or does not fit the model."""
-    draft = model.prompter.draft(work.item)
+    draft = model.runner.prompter.draft(work.item)
     seen, limit = draft.fixed + draft.visual, model.config.text.max_positions
     for question in group:
         try:
-            asked = model.question_tokens(prompt(question, kind))
+            asked = model.runner.prompter.question(prompt(question, kind))
         except ValueError as error:
             raise CremError(f"index {question.index}: {error}") from error
         needed = seen + len(asked) + model.config.num_chorus

@@ -23,6 +23,7 @@ from crem_jax.evaluate.mmeb.scoring import rank
 from crem_jax.evaluate.mmeb.summary import Score, from_json, score, to_json
 from crem_jax.evaluate.progress import Counting, quiet
 from crem_jax.files import write_json
+from crem_jax.pooling import normalise
 
 if TYPE_CHECKING:
     from crem_jax.inference.model import Model
@@ -84,7 +85,7 @@ def evaluate(
     store = EmbeddingCache(cache, f"{model.fingerprint}-k{k}-{model.config.dtype}", width)
     found = sum(key in store for key in work)
     share = distributed.share()
-    encode_missing(model, work, store, k=k, share=share, workers=workers, counting=counting)
+    encode_missing(model.runner, work, store, k=k, share=share, workers=workers, counting=counting)
     about = {
         "model": name,
         "parameters": model.num_parameters,
@@ -152,8 +153,7 @@ def _shortened(vectors: np.ndarray, dim: int | None) -> np.ndarray:
     """The first `dim` numbers, normalised anew."""
     if dim is None:
         return vectors
-    part = vectors[:, :dim]
-    return part / np.maximum(np.linalg.norm(part, axis=-1, keepdims=True), 1e-12)
+    return normalise(vectors[:, :dim])
 
 
 def _metadata(model: Model, name: str, dim: int) -> dict[str, Any]:

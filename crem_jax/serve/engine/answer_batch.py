@@ -11,18 +11,18 @@ import numpy as np
 
 from crem_jax.inference.batches import step_up
 from crem_jax.inference.decoding import Sampling
-from crem_jax.inference.model import Model, join_memories
+from crem_jax.inference.runner import Runner
 from crem_jax.inference.streaming import AnswerStream
 from crem_jax.serve.engine.compiled_shapes import CompiledShapes
 from crem_jax.serve.engine.jobs import Answer, AnswerChunk, Style
-from crem_jax.types import PAD, Memory
+from crem_jax.types import PAD, Memory, join_memories
 
 
 class AnswerBatch:
     """Answers in the making and the jobs that wait for them, row by row."""
 
-    def __init__(self, jobs: Sequence[Answer], answering: AnswerStream, memory: Memory):
-        self.jobs, self._answering = list(jobs), answering
+    def __init__(self, jobs: Sequence[Answer], stream: AnswerStream, memory: Memory):
+        self.jobs, self._stream = list(jobs), stream
         self._began, self._dropped = time.monotonic(), False
         slots = memory.region.shape[0] * memory.region.shape[1]
         slot_bytes = sum(x.nbytes for x in jax.tree.leaves(memory.kv)) // slots
@@ -36,7 +36,7 @@ class AnswerBatch:
     @property
     def over(self) -> bool:
         """Whether nobody waits for more."""
-        pairs = zip(self.jobs, self._answering.ended, strict=True)
+        pairs = zip(self.jobs, self._stream.ended, strict=True)
         return self._dropped or all(ended or not job.wanted for job, ended in pairs)
 
     @property
@@ -49,25 +49,22 @@ class AnswerBatch:
 
     def advance(self) -> int:
         """Makes a token of every answer and hands it over; returns how many were made."""
-        open_rows = [row for row, ended in enumerate(self._answering.ended) if not ended]
-        pieces = self._answering.advance()
-        counts = self._answering.counts
+        open_rows = [row for row, ended in enumerate(self._stream.ended) if not ended]
+        pieces = self._stream.advance()
+        counts = self._stream.counts
         for row in open_rows:
-            said = AnswerChunk(
-                pieces[row], self._answering.ended[row], counts[row], self._bytes[row]
-            )
+            said = AnswerChunk(pieces[row], self._stream.ended[row], counts[row], self._bytes[row])
             self.jobs[row].send(said)
         return len(open_rows)
 
 
 def start_answers(
-    model: Model, shapes: CompiledShapes, style: Style, jobs: Sequence[Answer]
+    runner: Runner, shapes: CompiledShapes, style: Style, jobs: Sequence[Answer]
 ) -> Iterator[AnswerBatch]:
     """Batches of these jobs, all of one style, their contexts compressed."""
     seed = secrets.randbelow(2**31) if style.seed is None else style.seed
     sampling = Sampling(np.float32(style.temperature), np.float32(style.top_p), np.int32(seed))
-    config, params = model.config, model.params
-    for members, memory in _memories(model, shapes, style, jobs):
+    for members, memory in _memories(runner, shapes, style, jobs):
         if style.source != "native":
             missing = len(memory.region) - len(members)
             ks = [job.k or memory.num_chorus for job in members]
@@ -75,14 +72,12 @@ def start_answers(
         questions, limits = [job.question for job in members], [job.limit for job in members]
         asked = (step_up(max(map(len, questions))), max(limits))
         width, room = shapes.fit(("answers", *memory.region.shape), *asked)
-        answering = AnswerStream(
-            config, params, model.tokenizer, memory, questions, sampling, limits, width, room
-        )
-        yield AnswerBatch(members, answering, memory)
+        stream = runner.answer_stream(memory, questions, sampling, limits, width=width, room=room)
+        yield AnswerBatch(members, stream, memory)
 
 
 def _memories(
-    model: Model, shapes: CompiledShapes, style: Style, jobs: Sequence[Answer]
+    runner: Runner, shapes: CompiledShapes, style: Style, jobs: Sequence[Answer]
 ) -> Iterator[tuple[list[Answer], Memory]]:
     """The jobs with their memories, by shape; rows past the jobs only fill a batch up."""
     if style.source == "stored":
@@ -91,7 +86,7 @@ def _memories(
         rows = np.minimum(np.arange(size), len(jobs) - 1)
         yield list(jobs), jax.device_put(memory.take(rows))
         return
-    num_visible_chorus = model.config.num_chorus if style.source == "compressed" else None
+    num_visible_chorus = runner.config.num_chorus if style.source == "compressed" else None
     rows = [job.context for job in jobs]
-    for chosen, context in shapes.batches(rows, model.config):
-        yield [jobs[i] for i in chosen], model.memory_of(context, num_visible_chorus)
+    for chosen, context in shapes.batches(rows, runner.config):
+        yield [jobs[i] for i in chosen], runner.compress(context, num_visible_chorus)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from crem_jax.data.inputs.padding import ContextRow
-from crem_jax.inference.model import Model
+from crem_jax.inference.runner import Runner
 from crem_jax.serve.engine.answer_batch import AnswerBatch, start_answers
 from crem_jax.serve.engine.compiled_shapes import CompiledShapes
 from crem_jax.serve.engine.jobs import Answer, Embed, Job
@@ -35,8 +35,8 @@ class Engine:
       rows: embeddings in a batch, and answers in the making, at one time.
     """
 
-    def __init__(self, model: Model, rows: int, metrics: Metrics):
-        self._model, self._rows, self._metrics = model, rows, metrics
+    def __init__(self, runner: Runner, rows: int, metrics: Metrics):
+        self._runner, self._rows, self._metrics = runner, rows, metrics
         self._embeds: deque[Embed] = deque()
         self._answers: deque[Answer] = deque()
         self._active: list[AnswerBatch] = []
@@ -130,10 +130,10 @@ class Engine:
 
     def _states(self, rows: Sequence[ContextRow]) -> np.ndarray:
         """Chorus states, float32 [N, K, D]."""
-        config = self._model.config
+        config = self._runner.config
         states = np.zeros((len(rows), config.num_chorus, config.text.hidden_size), np.float32)
         for chosen, context in self._shapes.batches(rows, config):
-            states[chosen] = self._model.states_of(context)[: len(chosen)]
+            states[chosen] = self._runner.chorus_states(context)[: len(chosen)]
         return states
 
     def _begin(self, jobs: Sequence[Answer]) -> None:
@@ -142,7 +142,7 @@ class Engine:
             groups.setdefault(job.style, []).append(job)
         for style, members in groups.items():
             try:
-                for batch in start_answers(self._model, self._shapes, style, members):
+                for batch in start_answers(self._runner, self._shapes, style, members):
                     self._metrics.batch_rows.labels("answers").observe(batch.size)
                     self._active.append(batch)
             except Exception as error:

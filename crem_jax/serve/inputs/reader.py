@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from crem_jax.config import ModelConfig
 from crem_jax.data.inputs.padding import ContextRow
 from crem_jax.data.inputs.prompt import Prompter
-from crem_jax.inference.model import Model
+from crem_jax.data.records import Item
 from crem_jax.serve.admission import in_thread
 from crem_jax.serve.errors import ApiError
 from crem_jax.serve.inputs.pictures import decode_data_uri, open_bytes
@@ -33,13 +34,16 @@ class Reader:
     """Reads for one model, within limits.
 
     Args:
+      config, tokenizer: the model's.
       fetcher: for remote pictures; None refuses all.
     """
 
-    def __init__(self, model: Model, limits: Limits, fetcher: Fetcher | None):
-        # Texts of strangers are not remembered.
-        model.prompter = Prompter(model.config, model.tokenizer, known_texts=0)
-        self._model, self._limits, self._fetcher = model, limits, fetcher
+    def __init__(
+        self, config: ModelConfig, tokenizer: Any, limits: Limits, fetcher: Fetcher | None
+    ):
+        # Its own prompter: texts of strangers are not remembered.
+        self._prompter = Prompter(config, tokenizer, known_texts=0)
+        self._limits, self._fetcher = limits, fetcher
         self._remote = asyncio.Semaphore(_REMOTE)
         self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "crem-read")
 
@@ -51,7 +55,7 @@ class Reader:
         """What is embedded."""
         async with self._room(pictures):
             item = await self._item(text, pictures)
-            return await in_thread(self._threads, self._model.prepare, item)
+            return await in_thread(self._threads, self._prompter.context, item)
 
     async def conversation(
         self, text: str, pictures: Pictures, turns: Sequence[tuple[str, str]]
@@ -60,19 +64,19 @@ class Reader:
         self._check(" ".join(itertools.chain(*turns)))
         async with self._room(pictures):
             item = await self._item(text, pictures)
-            return await in_thread(self._threads, self._model.prepare_question, item, turns)
+            return await in_thread(self._threads, self._prompter.question_about, item, turns)
 
     async def question(self, text: str) -> np.ndarray:
         """The tokens of a question by itself."""
         self._check(text)
-        return await in_thread(self._threads, self._model.question_tokens, text)
+        return await in_thread(self._threads, self._prompter.question, text)
 
-    async def _item(self, text: str, pictures: Pictures) -> dict[str, Any]:
+    async def _item(self, text: str, pictures: Pictures) -> Item:
         self._check(text)
         if len(pictures) > self._limits.images:
             message = f"{len(pictures)} pictures; expected at most {self._limits.images}"
             raise ApiError(400, message, code="too_many_images")
-        return {"text": text, "images": [await self._picture(*picture) for picture in pictures]}
+        return Item(text, tuple([await self._picture(*picture) for picture in pictures]))
 
     def _room(self, pictures: Pictures) -> contextlib.AbstractAsyncContextManager:
         """Waits until there is room for an item's pictures, if they have to be fetched.
@@ -93,7 +97,7 @@ class Reader:
         return await in_thread(self._threads, open_bytes, data, where, self._limits.pixels)
 
     def _check(self, text: str) -> None:
-        most = _CHARACTERS * self._model.config.text.max_positions
+        most = _CHARACTERS * self._prompter.config.text.max_positions
         if len(text) > most:
             raise ApiError(400, f"a text of {len(text)} characters; expected at most {most}")
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from crem_jax.config import ConfigError, ModelConfig
 from crem_jax.model import crem
+from crem_jax.pooling import pool_traced
 from crem_jax.train.objective import cross_entropy
 from crem_jax.train.objective.info_nce import Metrics, info_nce
-from crem_jax.types import Batch, Target, pooled
+from crem_jax.types import Batch, Target
 
 ELASTIC_K = ("uniform", "halves", "short")
 """Distributions of the truncated chorus' length over 1..K: all alike; K, K/2, K/4, … 1 alike; and
@@ -185,7 +186,7 @@ def retrieval(
     query_valid, candidate_valid = batch.query_row >= 0, batch.candidate_row >= 0
 
     def at(k, dim=None) -> tuple[jax.Array, Metrics]:
-        embeddings = jnp.concatenate([pooled(chorus[name], k, dim) for name in sorted(chorus)])
+        embeddings = jnp.concatenate([pool_traced(chorus[name], k, dim) for name in sorted(chorus)])
         return info_nce(
             embeddings[jnp.maximum(batch.query_row, 0)],
             embeddings[jnp.maximum(batch.candidate_row, 0)],

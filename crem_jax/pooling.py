@@ -1,0 +1,50 @@
+"""Retrieval embeddings from chorus states: the L2-normalised mean over the first k of them.
+
+Chorus rows are causal, so the first k of K states are exactly what compressing with k gives.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_SMALLEST_NORM = 1e-12
+
+
+def pool(states: np.ndarray, k: int | None = None, dim: int | None = None) -> np.ndarray:
+    """Embeddings of numpy chorus states.
+
+    Args:
+      states: float32 [N, K, D]. k: None is all K. dim: keep only the first `dim` numbers.
+
+    Returns:
+      float32 [N, D or dim], L2-normalised.
+    """
+    return normalise(states[:, :k, :dim].mean(axis=1))
+
+
+def normalise(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [..., D] scaled to length 1; zeros stay zeros."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(norms, _SMALLEST_NORM)
+
+
+def pool_traced(
+    states: jax.Array, k: int | jax.Array | None = None, dim: int | jax.Array | None = None
+) -> jax.Array:
+    """`pool` within a compiled function, where k and dim may be traced.
+
+    Args:
+      states: float32 [B, K, D]. k: None is all K.
+      dim: the numbers past the first `dim` are 0 before normalising; None keeps all D.
+
+    Returns:
+      float32 [B, D].
+    """
+    count, width = states.shape[1:]
+    weight = (jnp.arange(count) < (count if k is None else k)).astype(jnp.float32)
+    mean = jnp.einsum("BKD,K->BD", states, weight / jnp.sum(weight))
+    if dim is not None:
+        mean = jnp.where(jnp.arange(width) < dim, mean, 0.0)
+    return mean / jnp.maximum(jnp.linalg.norm(mean, axis=-1, keepdims=True), _SMALLEST_NORM)
