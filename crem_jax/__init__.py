@@ -9,16 +9,27 @@ Importing this is quick: JAX is loaded with the first name that needs it.
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Model", "__version__", "load"]
+if TYPE_CHECKING:
+    from crem_jax.errors import CremError
+    from crem_jax.inference.model import Model, load
+
+    __version__: str
+
+_PLACES = {
+    "CremError": "crem_jax.errors",
+    "Model": "crem_jax.inference.model",
+    "load": "crem_jax.inference.model",
+}
+
+__all__ = ["CremError", "Model", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "Model"):
-        from crem_jax.inference import model as api
-
-        return getattr(api, name)
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     if name == "__version__":
         from importlib import metadata
 

@@ -8,7 +8,11 @@ library.ask(model, [hit.entry.id for hit in hits], "What is this?")
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crem_jax.library.entry import About, Entry, Hit, LibraryError
+    from crem_jax.library.library import Library, create, is_library, open
 
 _PLACES = {
     "library": ("Library", "create", "is_library", "open"),
