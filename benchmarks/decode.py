@@ -42,8 +42,8 @@ from crem_jax.data.images.decode import open_picture
 from crem_jax.evaluate.emoji import scene_questions, scene_records
 from crem_jax.inference import decoding
 from crem_jax.inference.batches import pad_questions
-from crem_jax.inference.decoding import Sampling
 from crem_jax.inference.model import Model
+from crem_jax.inference.sampling import Sampling
 from crem_jax.library import library as libraries
 from crem_jax.library.contents import Contents
 from crem_jax.library.indexing import about_of, index
@@ -55,7 +55,7 @@ from crem_jax.types import CHORUS, CONTEXT, KV, Memory
 CONTEXT_TOKENS, CHORUS_TOKENS = 1430, 16
 HEIGHT, WIDTH = 980, 1120  # 35 x 40 vision tokens
 QUESTION = "What is in this picture, and where?"
-GREEDY = Sampling(np.float32(0), np.float32(1), np.int32(0))
+GREEDY = Sampling()
 
 
 def main() -> None:

@@ -25,11 +25,11 @@ from crem_jax.config import DTYPES
 from crem_jax.data.emoji.emoji import WHAT, EmojiPictures
 from crem_jax.inference import decoding
 from crem_jax.inference.batches import context_batches, pad_questions
-from crem_jax.inference.decoding import Sampling
 from crem_jax.inference.model import Model
+from crem_jax.inference.sampling import Sampling
 from crem_jax.model import crem
 
-GREEDY = Sampling(np.float32(0), np.float32(1), np.int32(0))
+GREEDY = Sampling()
 ROOM = 16  # slots for an answer while a step is timed
 
 

@@ -11,19 +11,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from crem_jax.config import ModelConfig
-from crem_jax.inference.sampling import next_token
+from crem_jax.inference.sampling import Sampling, next_token
 from crem_jax.model import crem
 from crem_jax.model.decoder import empty_cache
 from crem_jax.types import Cache, Memory, Target
-
-
-@struct.dataclass
-class Sampling:
-    """temperature 0 is greedy; top_p in (0, 1]; seed: int32 []."""
-
-    temperature: jax.Array | float = 0.0
-    top_p: jax.Array | float = 1.0
-    seed: jax.Array | int = 0
 
 
 @struct.dataclass
@@ -110,9 +101,9 @@ def _decode(config, params, memory: Memory, tokens, valid, cache: Cache):
 
 def _choose(config: ModelConfig, params, hidden, sampling: Sampling, index) -> jax.Array:
     logits = crem.logits(config, params, hidden)
-    unsaid = [token for token in config.chorus_ids if token != config.eos_token_id]
-    if unsaid:
-        logits = logits.at[:, jnp.asarray(unsaid)].set(-jnp.inf)
+    never = [token for token in config.chorus_ids if token != config.eos_token_id]
+    if never:
+        logits = logits.at[:, jnp.asarray(never)].set(-jnp.inf)
     key = jax.random.fold_in(jax.random.key(sampling.seed), index)
     return next_token(logits, key, jnp.asarray(sampling.temperature), jnp.asarray(sampling.top_p))
 

@@ -16,16 +16,13 @@ from crem_jax.data.records import Item
 from crem_jax.distributed import to_host
 from crem_jax.errors import CremError
 from crem_jax.inference.batches import MAX_ROWS, context_batches
-from crem_jax.inference.decoding import Sampling
 from crem_jax.inference.runner import Runner
+from crem_jax.inference.sampling import Sampling
 from crem_jax.mesh import make_mesh, replicated
 from crem_jax.model import crem
 from crem_jax.model.int8 import quantise
 from crem_jax.pooling import pool
 from crem_jax.types import Context, Memory, join_memories
-
-_ODD = 0x9E3779B1
-"""Leads from one batch's seed to the next: far, and to all of them before the first comes again."""
 
 
 class Model:
@@ -128,7 +125,7 @@ class Model:
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> list[str]:
         """Answers from memories, with no picture and no vision tower.
 
@@ -145,16 +142,16 @@ class Model:
                 f"{len(questions)} questions about {len(memory.next_position)} memories; expected "
                 "one for each"
             )
+        sampling = Sampling(temperature, top_p, seed)
         tokens = [self.runner.prompter.question(text) for text in questions]
         answers = []
         for number, first in enumerate(range(0, len(tokens), MAX_ROWS)):
-            sampling = _sampling(temperature, top_p, seed, number)
             some = tokens[first : first + MAX_ROWS]
             size = 1 << (len(some) - 1).bit_length()
             rows = first + np.minimum(np.arange(size), len(some) - 1)
             part = memory.take(rows)
             self.runner.validate_positions(part, some)
-            answers += self.runner.answer(part, some, sampling, max_new_tokens)
+            answers += self.runner.answer(part, some, sampling.for_batch(number), max_new_tokens)
         return answers
 
     def generate(
@@ -165,7 +162,7 @@ class Model:
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = 0,
         sinks: int = 0,
     ) -> list[str]:
         """Answers, one for each item.
@@ -174,7 +171,8 @@ class Model:
           items: as for `encode`; a mapping's "text" is the question about its pictures.
           compressed: answer from the chorus alone.
           k: with `compressed`, from its first k tokens.
-          temperature: 0 is greedy. top_p: nucleus.
+          temperature, top_p, seed: how tokens are drawn, see `inference.sampling.Sampling`; the
+            default is greedy.
           sinks: with `compressed`, also keep the first so many slots of the context, such as those
             of the system prompt.
 
@@ -182,16 +180,16 @@ class Model:
           ValueError: as `encode`, or an empty question.
         """
         self.runner.validate_generate(compressed, k, sinks)
+        sampling = Sampling(temperature, top_p, seed)
         pairs = [self._question(item) for item in _as_list(items)]
         questions = [question for _, question in pairs]
         answers = [""] * len(pairs)
         visible = self._num_visible_chorus(compressed, k)
         for number, (chosen, context) in enumerate(self._batches([row for row, _ in pairs])):
-            sampling = _sampling(temperature, top_p, seed, number)
             with self.runner.mesh_in_use():
                 memory = self.runner.compress(context, visible, sinks)
                 some = [questions[i] for i in chosen]
-                made = self.runner.answer(memory, some, sampling, max_new_tokens)
+                made = self.runner.answer(memory, some, sampling.for_batch(number), max_new_tokens)
             for i, answer in zip(chosen, made, strict=True):
                 answers[i] = answer
         return answers
@@ -204,13 +202,13 @@ class Model:
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | None = 0,
         sinks: int = 0,
     ) -> Iterator[str]:
         """One answer, piece by piece; the arguments of `generate`."""
         self.runner.validate_generate(compressed, k, sinks)
         row, question = self._question(item)
-        sampling = _sampling(temperature, top_p, seed)
+        sampling = Sampling(temperature, top_p, seed).for_batch()
         ((_, context),) = context_batches([row], self.config)
         memory = self.runner.compress(context, self._num_visible_chorus(compressed, k), sinks)
         answers = self.runner.answer_stream(memory, [question], sampling, [max_new_tokens])
@@ -262,12 +260,6 @@ def load(
         stored = None
         config, params, tokenizer = load_parts(directory, step, dtype=dtype)
     return Model(config.replace(dtype=dtype), params, tokenizer, stored)
-
-
-def _sampling(temperature: float, top_p: float, seed: int, batch: int = 0) -> Sampling:
-    """How a batch of a call is sampled: each draws its own numbers, the first those of `seed`."""
-    mixed = np.uint32((int(np.int32(seed)) + batch * _ODD) % 2**32).view(np.int32)
-    return Sampling(np.float32(temperature), np.float32(top_p), mixed)
 
 
 def _as_list(items: Any) -> list[Any]:

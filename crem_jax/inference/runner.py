@@ -22,7 +22,7 @@ from crem_jax.distributed import to_host
 from crem_jax.errors import CremError
 from crem_jax.inference import decoding
 from crem_jax.inference.batches import pad_questions
-from crem_jax.inference.decoding import Sampling
+from crem_jax.inference.sampling import Sampling
 from crem_jax.inference.streaming import AnswerStream, answer_text
 from crem_jax.mesh import rows as by_rows
 from crem_jax.model import crem

@@ -1,9 +1,78 @@
-"""Choosing the next token."""
+"""How the tokens of an answer are drawn, and choosing the next one."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import secrets
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from crem_jax.errors import CremError
+
+_ODD = 0x9E3779B1
+"""Leads from one batch's seed to the next: far, and to all of them before the first comes again."""
+
+_SEEDS = np.iinfo(np.int32)
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Greedy decoding, or nucleus sampling (arXiv 1904.09751).
+
+    Equal ones can share a batch. In a compiled function the three are arrays: float32 [], float32
+    [] and int32 [].
+
+    Attributes:
+      temperature: 0 is greedy.
+      top_p: share of the probability that the nucleus holds, from 0 (the likeliest token) to 1.
+      seed: an int32; None is another one for each batch.
+
+    Raises:
+      CremError: a number is out of range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = 0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < math.inf:
+            raise CremError(f"temperature = {self.temperature} is not a number of at least 0")
+        if not 0 <= self.top_p <= 1:
+            raise CremError(f"top_p = {self.top_p} is not a number from 0 to 1")
+        if self.seed is not None and not _SEEDS.min <= self.seed <= _SEEDS.max:
+            raise CremError(f"seed = {self.seed} is not in {_SEEDS.min}..{_SEEDS.max}")
+
+    def for_batch(self, number: int = 0) -> Sampling:
+        """What batch `number` of a call draws by: a seed of its own, the first one this one's."""
+        if self.seed is None:
+            return dataclasses.replace(self, seed=secrets.randbelow(_SEEDS.max + 1))
+        mixed = np.uint32((int(self.seed) + number * _ODD) % 2**32).view(np.int32)
+        return dataclasses.replace(self, seed=int(mixed))
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        kinds = (np.float32, np.float32, np.int32)
+        return tuple(map(_as_scalar, dataclasses.astuple(self), kinds)), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, leaves: tuple[Any, ...]) -> Sampling:
+        sampling = object.__new__(cls)  # what is traced has no range to check
+        for field, leaf in zip(dataclasses.fields(cls), leaves, strict=True):
+            object.__setattr__(sampling, field.name, leaf)
+        return sampling
+
+
+GREEDY = Sampling()
+
+
+def _as_scalar(value: Any, kind: type) -> Any:
+    """One type whatever number was given, so that nothing is compiled twice."""
+    return kind(value) if isinstance(value, int | float | np.generic) else value
 
 
 def next_token(
@@ -31,5 +100,5 @@ def _nucleus(logits, key, temperature, top_p) -> jax.Array:
     # token is always in it.
     inside = (jnp.cumsum(share, axis=-1) - share < top_p).at[..., 0].set(True)
     floor = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-    kept = jnp.where(scaled >= floor, scaled, -jnp.inf)
-    return jax.random.categorical(key, kept, axis=-1).astype(jnp.int32)
+    nucleus = jnp.where(scaled >= floor, scaled, -jnp.inf)
+    return jax.random.categorical(key, nucleus, axis=-1).astype(jnp.int32)

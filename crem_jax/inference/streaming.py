@@ -10,7 +10,7 @@ from crem_jax.config import ModelConfig
 from crem_jax.distributed import to_host
 from crem_jax.inference import decoding
 from crem_jax.inference.batches import pad_questions
-from crem_jax.inference.decoding import Sampling
+from crem_jax.inference.sampling import Sampling
 from crem_jax.model import crem
 from crem_jax.types import Memory
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from crem_jax.inference.model import Model
+from crem_jax.inference.sampling import GREEDY, Sampling
 from crem_jax.library.entry import Entry, Hit, UnknownIdError
 from crem_jax.library.library import Library
 from crem_jax.pooling import pool
 from crem_jax.serve.admission import Admission, deadline, in_thread
 from crem_jax.serve.conditions import check_condition
 from crem_jax.serve.engine.engine import Engine
-from crem_jax.serve.engine.jobs import Answer, AnswerChunk, Embed, Style
+from crem_jax.serve.engine.jobs import Answer, AnswerChunk, AnswerGroup, Embed
 from crem_jax.serve.errors import ApiError
 from crem_jax.serve.inputs.reader import Pictures, Reader
 from crem_jax.serve.inputs.remote import Fetcher
@@ -29,15 +29,6 @@ ANSWER_TOKENS = 64
 
 
 _SEARCHERS = 4  # threads that wait for the library
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-    """How tokens are drawn. seed: None is another one each time."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
 
 
 class Service:
@@ -117,14 +108,14 @@ class Service:
         compressed: bool = False,
         k: int | None = None,
         limit: int | None = None,
-        drawing: Drawing | None = None,
+        sampling: Sampling = GREEDY,
     ) -> tuple[AsyncIterator[AnswerChunk], int]:
         """An answer piece by piece, and how many tokens the question and its pictures have."""
         self.runner.validate_generate(compressed, k)
         limit = self._limit(limit)
         row, question = await self._reader.conversation(text, pictures, turns)
-        style = self._style("compressed" if compressed else "native", drawing)
-        job = Answer(deadline(), row, question, style, k, limit)
+        group = self._group("compressed" if compressed else "native", sampling)
+        job = Answer(deadline(), row, question, group, k, limit)
         return self._answer_chunks(job), len(row.tokens) + len(question)
 
     async def ask(
@@ -133,7 +124,7 @@ class Service:
         question: str,
         k: int | None = None,
         limit: int | None = None,
-        drawing: Drawing | None = None,
+        sampling: Sampling = GREEDY,
     ) -> list[AsyncIterator[AnswerChunk]]:
         """Answers from the memories of entries of the library, one for each id."""
         library = self._library()
@@ -147,9 +138,9 @@ class Service:
         except UnknownIdError as error:
             raise ApiError(404, str(error), "ids", "unknown_id") from error
         self.runner.validate_positions(memory, [tokens])
-        style = self._style("stored", drawing)
+        group = self._group("stored", sampling)
         memories = [memory.take([row]) for row in range(len(ids))]
-        jobs = [Answer(deadline(), one, tokens, style, k, limit) for one in memories]
+        jobs = [Answer(deadline(), one, tokens, group, k, limit) for one in memories]
         return [self._answer_chunks(job) for job in jobs]
 
     async def search(
@@ -194,13 +185,11 @@ class Service:
             raise ApiError(400, f"max_tokens {limit} is not in 1..{most}", "max_tokens")
         return limit
 
-    def _style(self, source: str, drawing: Drawing | None) -> Style:
-        if drawing is None or not drawing.temperature:
-            return Style(source)
-        if drawing.seed is None:
-            return Style(source, drawing.temperature, drawing.top_p, None)
-        seed = drawing.seed % 2**31
-        return Style(source, drawing.temperature, drawing.top_p, seed, next(self._alone))
+    def _group(self, source: str, sampling: Sampling) -> AnswerGroup:
+        if not sampling.temperature:
+            return AnswerGroup(source)
+        alone = 0 if sampling.seed is None else next(self._alone)
+        return AnswerGroup(source, sampling, alone)
 
     async def _finished(self, jobs: Sequence[Embed]) -> list[np.ndarray]:
         try:

@@ -21,6 +21,7 @@ from crem_jax.evaluate.mteb import CremEncoder
 from crem_jax.inference import decoding
 from crem_jax.inference.batches import context_batches, pad_questions
 from crem_jax.inference.model import Model, load
+from crem_jax.inference.sampling import Sampling
 from crem_jax.inference.streaming import answer_text
 from crem_jax.model import crem
 from tests.support import mteb_tasks, toy
@@ -28,7 +29,7 @@ from tests.support import mteb_tasks, toy
 OUTSIDE = Path(__file__).parents[1] / "support" / "outside.py"
 CONFIG = Path(__file__).parents[2] / "configs" / "emoji.py"
 QUESTION = "What <|im_end|> is it?"
-GREEDY = decoding.Sampling(np.float32(0), np.float32(1), np.int32(0))
+GREEDY = Sampling()
 
 compress = jax.jit(crem.compress, static_argnums=0)
 

@@ -13,19 +13,19 @@ import torch
 
 from crem_jax.config import STYLES
 from crem_jax.data.inputs.padding import pad_contexts
+from crem_jax.errors import CremError
 from crem_jax.inference import decoding
 from crem_jax.inference import model as api
 from crem_jax.inference.batches import plan_batches
-from crem_jax.inference.decoding import Sampling
 from crem_jax.inference.model import Model
-from crem_jax.inference.sampling import next_token
+from crem_jax.inference.sampling import Sampling, next_token
 from crem_jax.model.decoder import empty_cache
 from crem_jax.types import Memory, Target
 from tests.support import hf_models as hf
 from tests.support import samples
 
 PROMPTS, SLOTS, PATCHES, WIDTH, NEW = 20, 32, 32, 8, 8
-GREEDY = Sampling(np.float32(0), np.float32(1), np.int32(0))
+GREEDY = Sampling()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +229,31 @@ def test_sampling_keeps_to_the_nucleus_and_its_shares(rng, top_p):
     expected = np.zeros(4)
     expected[kept] = share[kept] / share[kept].sum()
     np.testing.assert_allclose(np.bincount(draws, minlength=4) / 20_000, expected, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "values, complaint",
+    [
+        ({"temperature": -0.1}, "temperature = -0.1 is not a number of at least 0"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"top_p": 1.5}, "top_p = 1.5 is not a number from 0 to 1"),
+        ({"seed": 2**31}, r"seed = 2147483648 is not in -2147483648\.\.2147483647"),
+    ],
+)
+def test_sampling_numbers_out_of_range_are_refused_by_name(model, values, complaint):
+    with pytest.raises(CremError, match=complaint):
+        Sampling(**values)
+    with pytest.raises(CremError, match=complaint):
+        model.generate([items()[0]], **values)
+
+
+def test_sampling_of_any_number_type_is_traced_as_the_same_three_scalars():
+    kinds = [(leaf.dtype, leaf.shape) for leaf in jax.tree.leaves(Sampling(1, 1, True))]
+    assert kinds == [(np.float32, ()), (np.float32, ()), (np.int32, ())]
+    again = jax.jit(lambda sampling: sampling)(Sampling(0.5, np.float32(0.25), 7))
+    assert [float(x) for x in jax.tree.leaves(again)] == [0.5, 0.25, 7]
+    assert Sampling(0.5, 1.0, 3) == Sampling(np.float32(0.5), 1, np.int32(3)).for_batch()
+    assert Sampling(1.0, seed=None).for_batch() != Sampling(1.0, seed=None).for_batch()
 
 
 @pytest.fixture(scope="module")

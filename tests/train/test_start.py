@@ -15,7 +15,7 @@ from crem_jax.config import ConfigError
 from crem_jax.convert.huggingface import export_hf, read_tokenizer
 from crem_jax.inference import decoding
 from crem_jax.inference import model as api
-from crem_jax.inference.decoding import Sampling
+from crem_jax.inference.sampling import Sampling
 from crem_jax.train import layout
 from crem_jax.train.loop import train
 from crem_jax.train.setup import make_parts
@@ -158,7 +158,7 @@ def test_a_token_that_exists_may_stand_for_the_chorus(tiny_model_dir, tmp_path):
     own = api.Model(model, params, tokenizer)
     assert own.encode(["a tiger"]).shape == (1, model.text.hidden_size)
     hidden = np.zeros((1, model.text.hidden_size), np.float32)
-    greedy = Sampling(np.float32(0), np.float32(1), np.int32(0))
+    greedy = Sampling()
     table = np.zeros_like(params["backbone"]["embedding"])
     table[model.eos_token_id] = 1
     said = {**params, "backbone": {**params["backbone"], "embedding": table}}

@@ -1,8 +1,7 @@
-"""Answers that are made together: batches of one style and one shape."""
+"""Answers that are made together: batches of one group and one shape."""
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 
@@ -10,11 +9,10 @@ import jax
 import numpy as np
 
 from crem_jax.inference.batches import step_up
-from crem_jax.inference.decoding import Sampling
 from crem_jax.inference.runner import Runner
 from crem_jax.inference.streaming import AnswerStream
 from crem_jax.serve.engine.compiled_shapes import CompiledShapes
-from crem_jax.serve.engine.jobs import Answer, AnswerChunk, Style
+from crem_jax.serve.engine.jobs import Answer, AnswerChunk, AnswerGroup
 from crem_jax.types import PAD, Memory, join_memories
 
 
@@ -59,13 +57,12 @@ class AnswerBatch:
 
 
 def start_answers(
-    runner: Runner, shapes: CompiledShapes, style: Style, jobs: Sequence[Answer]
+    runner: Runner, shapes: CompiledShapes, group: AnswerGroup, jobs: Sequence[Answer]
 ) -> Iterator[AnswerBatch]:
-    """Batches of these jobs, all of one style, their contexts compressed."""
-    seed = secrets.randbelow(2**31) if style.seed is None else style.seed
-    sampling = Sampling(np.float32(style.temperature), np.float32(style.top_p), np.int32(seed))
-    for members, memory in _memories(runner, shapes, style, jobs):
-        if style.source != "native":
+    """Batches of these jobs, all of one group, their contexts compressed."""
+    sampling = group.sampling.for_batch()
+    for members, memory in _memories(runner, shapes, group, jobs):
+        if group.source != "native":
             missing = len(memory.region) - len(members)
             ks = [job.k or memory.num_chorus for job in members]
             memory = memory.truncate(np.asarray(ks + ks[:1] * missing, np.int32))
@@ -77,16 +74,16 @@ def start_answers(
 
 
 def _memories(
-    runner: Runner, shapes: CompiledShapes, style: Style, jobs: Sequence[Answer]
+    runner: Runner, shapes: CompiledShapes, group: AnswerGroup, jobs: Sequence[Answer]
 ) -> Iterator[tuple[list[Answer], Memory]]:
     """The jobs with their memories, by shape; rows past the jobs only fill a batch up."""
-    if style.source == "stored":
+    if group.source == "stored":
         memory = join_memories([job.context for job in jobs])
         size = shapes.rows(len(jobs), memory.region.shape[1])
         rows = np.minimum(np.arange(size), len(jobs) - 1)
         yield list(jobs), jax.device_put(memory.take(rows))
         return
-    num_visible_chorus = runner.config.num_chorus if style.source == "compressed" else None
+    num_visible_chorus = runner.config.num_chorus if group.source == "compressed" else None
     rows = [job.context for job in jobs]
     for chosen, context in shapes.batches(rows, runner.config):
         yield [jobs[i] for i in chosen], runner.compress(context, num_visible_chorus)

@@ -18,7 +18,7 @@ from crem_jax.data.inputs.padding import ContextRow
 from crem_jax.inference.runner import Runner
 from crem_jax.serve.engine.answer_batch import AnswerBatch, start_answers
 from crem_jax.serve.engine.compiled_shapes import CompiledShapes
-from crem_jax.serve.engine.jobs import Answer, Embed, Job
+from crem_jax.serve.engine.jobs import Answer, AnswerGroup, Embed, Job
 from crem_jax.serve.errors import ApiError
 from crem_jax.serve.metrics import Metrics
 
@@ -137,12 +137,12 @@ class Engine:
         return states
 
     def _begin(self, jobs: Sequence[Answer]) -> None:
-        groups: dict[object, list[Answer]] = {}
+        groups: dict[AnswerGroup, list[Answer]] = {}
         for job in jobs:
-            groups.setdefault(job.style, []).append(job)
-        for style, members in groups.items():
+            groups.setdefault(job.group, []).append(job)
+        for group, members in groups.items():
             try:
-                for batch in start_answers(self._runner, self._shapes, style, members):
+                for batch in start_answers(self._runner, self._shapes, group, members):
                     self._metrics.batch_rows.labels("answers").observe(batch.size)
                     self._active.append(batch)
             except Exception as error:
@@ -151,16 +151,16 @@ class Engine:
     def _advance(self, batch: AnswerBatch) -> None:
         began = time.monotonic()
         try:
-            said = batch.advance()
+            made = batch.advance()
         except Exception as error:
             batch.drop()
             return _fail(batch.jobs, error)
         self._metrics.batch_seconds.labels("answers").observe(time.monotonic() - began)
-        self._metrics.tokens.inc(said)
+        self._metrics.tokens.inc(made)
         for job in batch.jobs:
             if not job.begun:
                 waited = time.monotonic() - job.arrived
-                self._metrics.first_token.labels(job.style.source).observe(waited)
+                self._metrics.first_token.labels(job.group.source).observe(waited)
                 job.begun = True
         if batch.over:
             self._learn(batch.seconds, batch.size)

@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 from crem_jax.data.inputs.padding import ContextRow
+from crem_jax.inference.sampling import GREEDY, Sampling
 from crem_jax.types import Memory
 
 
@@ -77,19 +78,16 @@ class Embed(Job):
 
 
 @dataclasses.dataclass(frozen=True)
-class Style:
-    """How an answer is made; answers of one style can be made together.
+class AnswerGroup:
+    """The key by which answers are grouped: those of one group can be made together.
 
     Attributes:
       source: "native", "compressed" or "stored".
-      seed: None is another one for each batch. alone: sets an answer apart whose seed was given,
-        since what is drawn depends on the row.
+      alone: sets an answer apart whose seed was given, since what is drawn depends on the row.
     """
 
     source: str
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = 0
+    sampling: Sampling = GREEDY
     alone: int = 0
 
 
@@ -106,11 +104,11 @@ class Answer(Job):
         deadline: float,
         context: ContextRow | Memory,
         question: np.ndarray,
-        style: Style,
+        group: AnswerGroup,
         k: int | None,
         limit: int,
     ):
         super().__init__(deadline)
-        self.context, self.question, self.style, self.k = context, question, style, k
+        self.context, self.question, self.group, self.k = context, question, group, k
         self.limit = limit
         self.begun = False

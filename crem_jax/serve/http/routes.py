@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse, Response
 
+from crem_jax.inference.sampling import Sampling
 from crem_jax.serve.engine.jobs import AnswerChunk
 from crem_jax.serve.errors import ApiError
 from crem_jax.serve.http.conversation import read_conversation
@@ -23,7 +24,7 @@ from crem_jax.serve.http.schemas import (
 )
 from crem_jax.serve.http.server_sent_events import begun, event_stream, whole
 from crem_jax.serve.inputs.pictures import data_uri
-from crem_jax.serve.service import Drawing, Service
+from crem_jax.serve.service import Service
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -79,7 +80,7 @@ def make_routes(service: Service) -> APIRouter:
             body.compressed,
             body.k,
             body.max_completion_tokens or body.max_tokens,
-            Drawing(body.temperature, body.top_p, body.seed),
+            _sampling(body),
         )
         completion = Completion(service.name, asked)
         if body.stream:
@@ -98,8 +99,9 @@ def make_routes(service: Service) -> APIRouter:
     async def ask(body: Ask) -> Response:
         if body.stream and len(body.ids) > 1:
             raise ApiError(400, "one answer at a time can be streamed", "ids")
-        drawing = Drawing(body.temperature, body.top_p, body.seed)
-        answers = await service.ask(body.ids, body.question, body.k, body.max_tokens, drawing)
+        answers = await service.ask(
+            body.ids, body.question, body.k, body.max_tokens, _sampling(body)
+        )
         if body.stream:
             events = _pieces(body.ids[0], await begun(answers[0]))
             return event_stream(events, limits.deadline)
@@ -129,6 +131,12 @@ def make_routes(service: Service) -> APIRouter:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     return router
+
+
+def _sampling(body: ChatRequest | AskRequest) -> Sampling:
+    """OpenAI's seeds are wider than the model's."""
+    seed = None if body.seed is None else body.seed % 2**31
+    return Sampling(body.temperature, body.top_p, seed)
 
 
 def _items(body: EmbeddingsRequest) -> list[tuple[str, tuple[tuple[str, str], ...]]]:
