@@ -45,8 +45,8 @@ from crem_jax.inference.batches import pad_questions
 from crem_jax.inference.model import Model
 from crem_jax.inference.sampling import Sampling
 from crem_jax.library import library as libraries
-from crem_jax.library.contents import Contents
-from crem_jax.library.indexing import about_of, index
+from crem_jax.library.index_source import IndexSource
+from crem_jax.library.indexing import index, library_info
 from crem_jax.library.memory_codec import decode_memory, encode_memory
 from crem_jax.model import crem
 from crem_jax.train.start import TOKENIZER_DIR
@@ -178,9 +178,9 @@ def first_token(model: Model, folder: Path, count: int, rounds: int, size: tuple
     photos.mkdir()
     for seed in range(count):
         (photos / f"{seed}.jpg").write_bytes(_jpeg(seed, *size))
-    about = about_of(model, "random", "float32", prefixes=(CHORUS_TOKENS,))
-    library = libraries.create(folder / "library", about)
-    index(model, library, Contents(str(photos)), batch=1)
+    info = library_info(model, "random", "float32", prefixes=(CHORUS_TOKENS,))
+    library = libraries.create(folder / "library", info)
+    index(model, library, IndexSource(str(photos)), batch=1)
     number = iter(range(10**9))
 
     def picture() -> None:

@@ -35,7 +35,7 @@ import numpy as np
 
 from crem_jax.library import library as libraries
 from crem_jax.library.ann.rotation import Rotation
-from crem_jax.library.entry import About, Entry
+from crem_jax.library.entry import Entry, LibraryInfo
 from crem_jax.library.memory_codec import encode_memory
 from crem_jax.types import CHORUS, KV, Memory
 
@@ -118,8 +118,8 @@ def measure(vectors: Vectors, args: argparse.Namespace, root: Path) -> dict:
     """Every figure of one distribution."""
     place, queries = root / "library", vectors(10**6, args.queries).astype(np.float32)
     np.save(root / "queries.npy", queries)
-    about = About("0" * 32, "benchmark", 16, args.dim, (16,), "bfloat16", 16)
-    lib = libraries.create(place, about)
+    info = LibraryInfo("0" * 32, "benchmark", 16, args.dim, (16,), "bfloat16", 16)
+    lib = libraries.create(place, info)
     out: dict = {}
 
     start = time.perf_counter()

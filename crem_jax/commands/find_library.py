@@ -17,7 +17,7 @@ from crem_jax.report.figures import retrieval_grid
 def run(args: argparse.Namespace) -> None:
     """Finds, asks, draws and prints."""
     library = open_library(args.folder)
-    library.about.column(args.k)
+    library.info.column(args.k)
     model = load(args.model, args.step, weights=args.weights)
     image = Path(args.image) if args.image else None
     query = Item(text=args.words or "", images=(image,) if image else ())
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         print_json(
             {
                 "query": {"text": args.words, "image": args.image},
-                "k": args.k or library.about.num_chorus,
+                "k": args.k or library.info.num_chorus,
                 "where": args.where,
                 "results": [
                     {

@@ -79,29 +79,29 @@ def _run(args: argparse.Namespace) -> None:
     from crem_jax import distributed
     from crem_jax.commands.output import counting, print_json
     from crem_jax.inference.model import load
-    from crem_jax.library.contents import Contents
-    from crem_jax.library.indexing import about_of, index
+    from crem_jax.library.index_source import IndexSource
+    from crem_jax.library.indexing import index, library_info
     from crem_jax.library.library import create, is_library
     from crem_jax.library.library import open as open_library
     from crem_jax.processes import default_workers
 
     shard = args.shard or distributed.share()
-    contents = Contents(args.source, args.prefix)
+    source = IndexSource(args.source, args.prefix)
     options = {"memory": args.memory, "memory_k": args.memory_k, "prefixes": args.ks}
     if is_library(args.library):
-        old = open_library(args.library).about
+        old = open_library(args.library).info
         options = {name: value or getattr(old, name) for name, value in options.items()}
         args.milvus = args.milvus or old.vectors
     options["memory"] = options["memory"] or "bfloat16"
     model = load(args.model, args.step, dtype=args.dtype)
-    about = about_of(model, str(args.model), **options, vectors=args.milvus or "")
-    library = create(args.library, about)
-    total = len(range(shard[0], len(contents), shard[1]))
+    info = library_info(model, str(args.model), **options, vectors=args.milvus or "")
+    library = create(args.library, info)
+    total = len(range(shard[0], len(source), shard[1]))
     with counting(total, "indexing") as progress:
         done = index(
             model,
             library,
-            contents,
+            source,
             shard=shard,
             delete=args.delete,
             batch=args.batch,

@@ -134,7 +134,7 @@ def _from_library(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     if args.json:
-        k = args.k or library.about.memory_k
+        k = args.k or library.info.memory_k
         where = {"library": args.library, "id": args.id}
         print_json({"answer": answer, **where, "question": question, "compressed": True, "k": k})
     else:

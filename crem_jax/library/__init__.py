@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "library": ("Library", "create", "is_library", "open"),
-    "entry": ("About", "Entry", "Hit", "LibraryError"),
+    "entry": ("LibraryInfo", "Entry", "Hit", "LibraryError"),
 }
 
-__all__ = ["About", "Entry", "Hit", "Library", "LibraryError", "create", "is_library", "open"]
+__all__ = ["Entry", "Hit", "Library", "LibraryError", "LibraryInfo", "create", "is_library", "open"]
 
 
 def __getattr__(name: str) -> Any:

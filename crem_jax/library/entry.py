@@ -1,4 +1,4 @@
-"""What a library holds: entries to find, and a note of the model they were made with."""
+"""What a library holds: its entries, and what is true of all of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ ENCODINGS = ("float32", "bfloat16", "int8", "none")
 """How the numbers of a memory are stored; "none" keeps no memories."""
 
 FORMAT = 1
+"""What new libraries are written in."""
+
+FORMATS = range(1, FORMAT + 1)
+"""What can be read."""
 
 
 class LibraryError(CremError):
@@ -27,17 +31,18 @@ class UnknownIdError(LibraryError):
 
 
 @dataclasses.dataclass(frozen=True)
-class About:
-    """What is the same for all entries of a library.
+class LibraryInfo:
+    """What a library stores about itself: the model it was made with, and what it keeps.
 
     Attributes:
-      fingerprint: of the model, see `fingerprint.fingerprint`. model: its name, for people.
+      fingerprint: of the model, see `model.fingerprint`. model: its name, for people.
       num_chorus: K. dim: D.
       prefixes: the numbers of chorus tokens an embedding is stored for, K first.
       memory: one of ENCODINGS. memory_k: chorus tokens kept in a memory.
       vectors: "" if the vectors are in the library itself, else the URI of a Milvus server, or the
         path of a Milvus Lite file.
       id: hexadecimal digits that are the library's alone; "" of one that is not made yet.
+      format: of the library, one of FORMATS.
     """
 
     fingerprint: str
@@ -64,16 +69,20 @@ class About:
         return json.dumps(dataclasses.asdict(self))
 
     @staticmethod
-    def from_json(text: str | bytes) -> About:
+    def from_json(text: str | bytes) -> LibraryInfo:
         """Inverse of `to_json`.
 
         Raises:
-          LibraryError: it was written by a newer version, or is something else.
+          LibraryError: its format is not one of FORMATS, as of one that a newer version has made.
         """
         values = json.loads(text)
-        if values.get("format") != FORMAT:
-            raise LibraryError(f"the library has format {values.get('format')}; expected {FORMAT}")
-        return About(**{**values, "prefixes": tuple(values["prefixes"])})
+        if values.get("format") not in FORMATS:
+            known = ", ".join(map(str, FORMATS))
+            raise LibraryError(
+                f"the library has format {values.get('format')}; this version of crem_jax reads "
+                f"format {known}"
+            )
+        return LibraryInfo(**{**values, "prefixes": tuple(values["prefixes"])})
 
     def column(self, k: int | None) -> str:
         """The column that holds the embedding of the first k chorus tokens.
@@ -90,12 +99,12 @@ class About:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entry:
-    """One thing that can be found.
+    """One item of a library.
 
     Attributes:
       id: its name in the library; another entry of the same id replaces it.
-      vectors: float16 [len(About.prefixes), D], L2-normalised.
-      content: hash of what was encoded, see `crem_jax.library.contents`.
+      vectors: float16 [len(LibraryInfo.prefixes), D], L2-normalised.
+      content: hash of what was encoded, see `crem_jax.library.index_source`.
       uri: where the picture was. text: what belongs to it. metadata: JSON values.
       thumbnail: a small encoded picture, or nothing.
       width, height: of the picture in pixels. source: what it was indexed from.

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crem_jax.data.inputs.padding import ContextRow
-from crem_jax.library.contents import Contents, IndexItem, IndexItemError, thumbnail
-from crem_jax.library.entry import About, Entry, LibraryError
+from crem_jax.library.entry import Entry, LibraryError, LibraryInfo
+from crem_jax.library.index_source import IndexItem, IndexItemError, IndexSource, thumbnail
 from crem_jax.library.library import Library
 from crem_jax.pooling import pool
 
@@ -28,8 +28,12 @@ _TIDY_EVERY = 64  # batches
 
 
 @dataclasses.dataclass
-class Indexed:
-    """encoded, unchanged, deleted: numbers of items. skipped: (where, why it cannot be used)."""
+class IndexStats:
+    """What a run of `index` has done.
+
+    Attributes:
+      encoded, unchanged, deleted: numbers of items. skipped: (where, why it cannot be used).
+    """
 
     encoded: int = 0
     unchanged: int = 0
@@ -38,8 +42,13 @@ class Indexed:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ready:
-    """An item whose pictures are decoded; `error` if they cannot be. id: "" if unknown."""
+class _PreparedItem:
+    """An item whose pictures have been decoded, or the reason why it cannot be used.
+
+    Attributes:
+      index: in the source. id: "" if unknown. row: None if the library has the item unchanged.
+      size: of the first picture, (width, height) in pixels. error: "" unless it cannot be used.
+    """
 
     index: int
     id: str = ""
@@ -53,21 +62,21 @@ class _Ready:
 def index(
     model: Model,
     library: Library,
-    contents: Contents,
+    source: IndexSource,
     *,
     shard: tuple[int, int] = (0, 1),
     delete: bool = False,
     batch: int = 128,
     workers: int = 2,
     progress: Callable[[int], None] = lambda count: None,
-) -> Indexed:
+) -> IndexStats:
     """Brings the library up to date with a source.
 
     Args:
       shard: (i, n): only items i, i + n, …, where n processes share the work.
       delete: remove what the source no longer has.
       batch: items that are encoded and stored together. workers: threads that decode pictures.
-      progress: told how many items more are done.
+      progress: called with the number of items that are newly done.
 
     Raises:
       LibraryError: the library is another model's, or has an item of the same id from elsewhere.
@@ -77,47 +86,47 @@ def index(
         raise LibraryError("a shard does not see the whole source: delete in a run of its own")
     known = _known(library)
     seen: set[str] = set()
-    done = Indexed()
-    numbers = range(shard[0], len(contents), shard[1])
+    done = IndexStats()
+    numbers = range(shard[0], len(source), shard[1])
     batches = 0
     with ThreadPoolExecutor(workers) as pool:
-        for ready in _chunks(pool, model, contents, numbers, known, batch):
+        for ready in _chunks(pool, model, source, numbers, known, batch):
             fresh = []
             for one in ready:
                 twice = f"its id {one.id!r} was given before" if one.id in seen else ""
                 if one.error or twice:
-                    done.skipped.append((contents.where(one.index), one.error or twice))
+                    done.skipped.append((source.where(one.index), one.error or twice))
                 elif one.row is None:
                     done.unchanged += 1
                 else:
-                    _check_source(one.id, known, contents.name)
+                    _check_source(one.id, known, source.name)
                     fresh.append(one)
                 if one.id:
                     seen.add(one.id)
             if fresh:
-                _store(model, library, contents.name, fresh)
+                _store(model, library, source.name, fresh)
                 done.encoded += len(fresh)
                 batches += 1
                 if shard[0] == 0 and batches % _TIDY_EVERY == 0:
                     library.tidy()
             progress(len(ready))
     if delete:
-        gone = [name for name, (_, source) in known.items() if source == contents.name]
+        gone = [name for name, (_, origin) in known.items() if origin == source.name]
         gone = sorted(set(gone) - seen)
         library.delete(gone)
         done.deleted = len(gone)
     return done
 
 
-def about_of(
+def library_info(
     model: Model,
     name: str,
     memory: str = "bfloat16",
     memory_k: int | None = None,
     prefixes: Sequence[int] | None = None,
     vectors: str = "",
-) -> About:
-    """What a library made with this model says of itself.
+) -> LibraryInfo:
+    """The `LibraryInfo` of a library made with this model.
 
     Raises:
       LibraryError: the model has no chorus tokens, or a k is not in 1..K.
@@ -128,7 +137,7 @@ def about_of(
     if not chorus:
         raise LibraryError("this model cannot find: it has no chorus tokens (plain Qwen2-VL)")
     chosen = sorted({chorus, *(prefixes or halves(chorus))}, reverse=True)
-    return About(
+    return LibraryInfo(
         fingerprint=model.fingerprint,
         model=name,
         num_chorus=chorus,
@@ -159,26 +168,26 @@ def _check_source(name: str, known: Mapping[str, tuple[str, str]], source: str) 
 def _chunks(
     pool: ThreadPoolExecutor,
     model: Model,
-    contents: Contents,
+    source: IndexSource,
     numbers: Sequence[int],
     known: Mapping[str, tuple[str, str]],
     size: int,
-) -> Iterator[list[_Ready]]:
+) -> Iterator[list[_PreparedItem]]:
     """Lists of items in which at most `size` are to be encoded, the next one being decoded."""
 
-    def prepare(number: int) -> _Ready:
+    def prepare(number: int) -> _PreparedItem:
         name = ""
         try:
-            item = contents.item(number)
+            item = source.item(number)
             name = item.id
             if known.get(name, ("", ""))[0] == item.content:
-                return _Ready(number, name, item)
+                return _PreparedItem(number, name, item)
             small, pixels = thumbnail(item.item.images[0]) if item.item.images else (b"", (0, 0))
-            return _Ready(number, name, item, model.runner.prepare(item.item), small, pixels)
+            return _PreparedItem(number, name, item, model.runner.prepare(item.item), small, pixels)
         except IndexItemError as error:
-            return _Ready(number, error.id, error=str(error))
+            return _PreparedItem(number, error.id, error=str(error))
         except ValueError as error:
-            return _Ready(number, name, error=str(error).removeprefix("<bytes>: "))
+            return _PreparedItem(number, name, error=str(error).removeprefix("<bytes>: "))
 
     def begin(span: Sequence[int]) -> list:
         return [pool.submit(prepare, number) for number in span]
@@ -190,12 +199,12 @@ def _chunks(
         yield [future.result() for future in current]
 
 
-def _store(model: Model, library: Library, source: str, ready: Sequence[_Ready]) -> None:
+def _store(model: Model, library: Library, source: str, ready: Sequence[_PreparedItem]) -> None:
     from crem_jax.library.memory_codec import encode_memory
 
-    about = library.about
+    info = library.info
     memory = model.compress([one.row for one in ready])
-    vectors = np.stack([pool(memory.chorus, k) for k in about.prefixes], axis=1)
+    vectors = np.stack([pool(memory.chorus, k) for k in info.prefixes], axis=1)
     entries = [
         Entry(
             id=one.item.id,
@@ -212,6 +221,6 @@ def _store(model: Model, library: Library, source: str, ready: Sequence[_Ready])
         for one, own in zip(ready, vectors, strict=True)
     ]
     blobs = None
-    if about.memory != "none":
-        blobs = encode_memory(memory, about.memory, about.memory_k)
+    if info.memory != "none":
+        blobs = encode_memory(memory, info.memory, info.memory_k)
     library.put(entries, blobs)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crem_jax.library.entry import About, Entry, Hit, LibraryError, UnknownIdError
+from crem_jax.library.entry import Entry, Hit, LibraryError, LibraryInfo, UnknownIdError
 from crem_jax.library.stores.protocols import Entries, Memories
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ class Library:
     """Entries and memories of one model. Made by `open` or `create`.
 
     Attributes:
-      about: what is the same for all entries.
+      info: what is the same for all entries.
     """
 
-    def __init__(self, about: About, entries: Entries, memories: Memories):
-        self.about, self._entries, self._memories = about, entries, memories
+    def __init__(self, info: LibraryInfo, entries: Entries, memories: Memories):
+        self.info, self._entries, self._memories = info, entries, memories
 
     # writing
 
@@ -42,13 +42,13 @@ class Library:
         Args:
           memories: an encoded memory for each, unless the library keeps none.
         """
-        if (memories is None) != (self.about.memory == "none"):
-            raise LibraryError(f"the library keeps memories as {self.about.memory!r}")
+        if (memories is None) != (self.info.memory == "none"):
+            raise LibraryError(f"the library keeps memories as {self.info.memory!r}")
         for entry in entries:
-            if entry.vectors.shape != (len(self.about.prefixes), self.about.dim):
+            if entry.vectors.shape != (len(self.info.prefixes), self.info.dim):
                 raise LibraryError(
                     f"{entry.id}: vectors of shape {entry.vectors.shape}; expected "
-                    f"{(len(self.about.prefixes), self.about.dim)}"
+                    f"{(len(self.info.prefixes), self.info.dim)}"
                 )
         # The memories first: what can be found can always be asked.
         if memories is not None:
@@ -101,7 +101,7 @@ class Library:
           LibraryError: the library is of another model, or has no embeddings of k chorus tokens.
         """
         self.check_model(model)
-        self.about.column(k)
+        self.info.column(k)
         return self.search(model.encode([query], k)[0], k, top, where)
 
     def memories(self, ids: Sequence[str], dtype: str = "float32", k: int | None = None) -> Any:
@@ -112,7 +112,7 @@ class Library:
         """
         from crem_jax.library.memory_codec import decode_memory
 
-        if self.about.memory == "none":
+        if self.info.memory == "none":
             raise LibraryError("this library keeps no memories; index again with --memory bfloat16")
         blobs = self._memories.get(ids)
         for name, blob in zip(ids, blobs, strict=True):
@@ -136,10 +136,10 @@ class Library:
 
     def check_model(self, model: Model) -> None:
         """Raises LibraryError if the library is another model's."""
-        if model.fingerprint != self.about.fingerprint:
+        if model.fingerprint != self.info.fingerprint:
             raise LibraryError(
-                f"the library was made with another model: {self.about.model}, fingerprint "
-                f"{self.about.fingerprint[:12]}; this one has {model.fingerprint[:12]}"
+                f"the library was made with another model: {self.info.model}, fingerprint "
+                f"{self.info.fingerprint[:12]}; this one has {model.fingerprint[:12]}"
             )
 
     # care
@@ -147,13 +147,13 @@ class Library:
     def stats(self) -> dict[str, Any]:
         """Counts, bytes, and what the library was made with."""
         return {
-            "model": self.about.model,
-            "fingerprint": self.about.fingerprint,
-            "num_chorus": self.about.num_chorus,
-            "dim": self.about.dim,
-            "prefixes": list(self.about.prefixes),
-            "memory": self.about.memory,
-            "memory_k": self.about.memory_k,
+            "model": self.info.model,
+            "fingerprint": self.info.fingerprint,
+            "num_chorus": self.info.num_chorus,
+            "dim": self.info.dim,
+            "prefixes": list(self.info.prefixes),
+            "memory": self.info.memory,
+            "memory_k": self.info.memory_k,
             "entries": self._entries.stats(),
             "memories": self._memories.stats(),
         }
@@ -184,7 +184,7 @@ class Library:
         """
         problems: list[tuple[str, str]] = []
         contents: dict[str, str] = {}
-        column = self.about.column(None)
+        column = self.info.column(None)
         for batch in self._entries.scan(["id", "content", column]):
             norms = np.linalg.norm(batch[column].astype(np.float32), axis=1)
             for name, content, norm in zip(batch["id"], batch["content"], norms, strict=True):
@@ -194,7 +194,7 @@ class Library:
                 if not abs(norm - 1) < 0.01:
                     problems.append((name, f"its embedding has length {norm:.3f}; expected 1"))
         stored = self._memories.contents()
-        if self.about.memory != "none":
+        if self.info.memory != "none":
             problems += self._bad_memories(contents, stored)
         return {
             "entries": len(contents),
@@ -231,7 +231,7 @@ class Library:
                     continue
                 if not all(np.isfinite(x).all() for x in (memory.kv.keys, memory.kv.values)):
                     yield name, "its memory is not finite"
-                if memory.region.shape[1] != self.about.memory_k:
+                if memory.region.shape[1] != self.info.memory_k:
                     yield name, f"its memory has {memory.region.shape[1]} slots"
 
 
@@ -254,42 +254,42 @@ def open(place: str | os.PathLike) -> Library:
     if not is_library(place):
         raise LibraryError(f"{place} is no library; `crem index` makes one")
     db = lance.connect(place)
-    about = lance.about(db)
-    if about.vectors:
-        entries = _milvus().MilvusEntries(about)
+    info = lance.read_info(db)
+    if info.vectors:
+        entries = _milvus().MilvusEntries(info)
     else:
-        entries = lance.LanceEntries(db, about, _cache(place, about.id))
-    return Library(about, entries, lance.LanceMemories(db))
+        entries = lance.LanceEntries(db, info, _cache(place, info.id))
+    return Library(info, entries, lance.LanceMemories(db))
 
 
-def create(place: str | os.PathLike, about: About) -> Library:
+def create(place: str | os.PathLike, info: LibraryInfo) -> Library:
     """Opens the library at `place`, or makes it.
 
     Raises:
       LibraryError: there is one of another model, or with other options.
     """
     lance = _lance()
-    about = dataclasses.replace(about, vectors=_absolute(about.vectors))
+    info = dataclasses.replace(info, vectors=_absolute(info.vectors))
     made = None
     if not is_library(place):
         if "://" not in os.fspath(place) and Path(place).exists() and any(Path(place).iterdir()):
             names = {path.name for path in Path(place).iterdir()}
             if not names <= {f"{lance.ENTRIES}.lance", f"{MEMORIES}.lance", "ann"}:
                 raise LibraryError(f"{place} exists and is no library; expected a new directory")
-        made = dataclasses.replace(about, id=secrets.token_hex(8))
+        made = dataclasses.replace(info, id=secrets.token_hex(8))
         if made.vectors:
             _milvus().create(made)
         lance.create(lance.connect(place), made)
     library = open(place)
-    if made and made.vectors and made.id != library.about.id:
+    if made and made.vectors and made.id != library.info.id:
         _milvus().drop(made)  # another process was first
-    if library.about.fingerprint != about.fingerprint:
+    if library.info.fingerprint != info.fingerprint:
         raise LibraryError(
-            f"{place} was made with another model: {library.about.model}, fingerprint "
-            f"{library.about.fingerprint[:12]}; this one has {about.fingerprint[:12]}"
+            f"{place} was made with another model: {library.info.model}, fingerprint "
+            f"{library.info.fingerprint[:12]}; this one has {info.fingerprint[:12]}"
         )
     for name in ("prefixes", "memory", "memory_k", "vectors"):
-        mine, theirs = getattr(about, name), getattr(library.about, name)
+        mine, theirs = getattr(info, name), getattr(library.info, name)
         if mine != theirs:
             raise LibraryError(f"{place} was made with {name} {theirs}; this asks for {mine}")
     return library

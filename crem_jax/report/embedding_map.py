@@ -27,7 +27,7 @@ def projection(library: Library, k: int | None = None) -> tuple[list[str], np.nd
     Raises:
       LibraryError: no embeddings of k chorus tokens are stored.
     """
-    column, count, dim = library.about.column(k), 0, library.about.dim
+    column, count, dim = library.info.column(k), 0, library.info.dim
     total, products = np.zeros(dim), np.zeros((dim, dim))
     for batch in library.scan([column]):
         vectors = batch[column].astype(np.float64)

@@ -129,8 +129,8 @@ class Service:
         """Answers from the memories of entries of the library, one for each id."""
         library = self._library()
         limit = self._limit(limit)
-        if k is not None and k > library.about.memory_k:
-            raise ApiError(400, f"k = {k} is not in 1..{library.about.memory_k}: as stored", "k")
+        if k is not None and k > library.info.memory_k:
+            raise ApiError(400, f"k = {k} is not in 1..{library.info.memory_k}: as stored", "k")
         tokens = await self._reader.question(question)
         try:
             dtype = self.model.config.dtype
@@ -153,7 +153,7 @@ class Service:
     ) -> list[Hit]:
         """Entries of the library nearest to words, a picture, or both, best first."""
         library = self._library()
-        library.about.column(k)
+        library.info.column(k)
         if top > self.limits.top:
             raise ApiError(400, f"top {top} is not in 1..{self.limits.top}", "top")
         if where is not None:

@@ -14,7 +14,7 @@ from crem_jax.library.ann import index as ann
 from crem_jax.library.ann.index import Neighbours
 from crem_jax.library.ann.rotation import Rotation
 from crem_jax.library.device_search import DeviceVectors
-from crem_jax.library.entry import About, Entry
+from crem_jax.library.entry import Entry, LibraryInfo
 from crem_jax.library.stores import lance
 
 DIM = 192
@@ -157,11 +157,11 @@ def test_only_chosen_keys_are_found(table, queries, tmp_path):
 
 
 def test_a_large_library_searches_by_signs_and_agrees_with_exact_search(rng, tmp_path):
-    about = About("f" * 32, "m", 1, DIM, (1,), "none", 1)
+    info = LibraryInfo("f" * 32, "m", 1, DIM, (1,), "none", 1)
     db = lance.connect(tmp_path / "db")
-    lance.create(db, about)
-    exact = lance.LanceEntries(db, about, tmp_path / "ann")
-    signs = lance.LanceEntries(db, about, tmp_path / "ann", exact_up_to=10)
+    lance.create(db, info)
+    exact = lance.LanceEntries(db, info, tmp_path / "ann")
+    signs = lance.LanceEntries(db, info, tmp_path / "ann", exact_up_to=10)
     vectors = clustered(rng, 2000)
 
     def entries(first: int, last: int) -> list[Entry]:
@@ -189,9 +189,9 @@ def test_a_large_library_searches_by_signs_and_agrees_with_exact_search(rng, tmp
 
 
 def test_searches_go_on_while_the_library_changes(rng, tmp_path):
-    about = About("f" * 32, "m", 2, DIM, (2, 1), "none", 2)
+    info = LibraryInfo("f" * 32, "m", 2, DIM, (2, 1), "none", 2)
     db = lance.connect(tmp_path / "db")
-    lance.create(db, about)
+    lance.create(db, info)
     vectors = clustered(rng, 1500)
     # Always there, in a corner of their own: a search for one finds all of them, and it first.
     anchors = clustered(rng, 8) * 0.05 - vectors.mean(axis=0)
@@ -202,9 +202,9 @@ def test_searches_go_on_while_the_library_changes(rng, tmp_path):
     def some(first: int, last: int) -> list[Entry]:
         return [Entry(str(i), np.stack([vectors[i]] * 2)) for i in range(first, last)]
 
-    writer = lance.LanceEntries(lance.connect(tmp_path / "db"), about, tmp_path / "ann", 10)
+    writer = lance.LanceEntries(lance.connect(tmp_path / "db"), info, tmp_path / "ann", 10)
     writer.put([*some(0, 600), *kept])
-    searched = lance.LanceEntries(db, about, tmp_path / "ann", exact_up_to=10)
+    searched = lance.LanceEntries(db, info, tmp_path / "ann", exact_up_to=10)
     over = threading.Event()
 
     def search(seed: int) -> int:

@@ -20,8 +20,8 @@ import crem_jax
 from crem_jax import library
 from crem_jax.data.emoji.emoji import load_emoji
 from crem_jax.data.images.decode import open_picture
-from crem_jax.library.contents import Contents
-from crem_jax.library.indexing import about_of, index
+from crem_jax.library.index_source import IndexSource
+from crem_jax.library.indexing import index, library_info
 from crem_jax.library.memory_codec import encode_memory
 from crem_jax.model.fingerprint import fingerprint
 from crem_jax.pooling import pool
@@ -54,8 +54,8 @@ def photos(tmp_path) -> Path:
 
 
 def make(model, source, place, memory: str = "float32", **options):
-    lib = library.create(place, about_of(model, "tiny", memory))
-    return lib, index(model, lib, Contents(str(source)), **options)
+    lib = library.create(place, library_info(model, "tiny", memory))
+    return lib, index(model, lib, IndexSource(str(source)), **options)
 
 
 def ids(lib) -> list[str]:
@@ -72,7 +72,7 @@ def test_one_pass_gives_the_embeddings_and_the_memories(model, photos, tmp_path)
     assert where.endswith("broken.jpg") and "is not a picture" in reason
     states = model.compress([photos / name for name in NAMES]).chorus
     entries = lib.get(NAMES)
-    for row, k in enumerate(lib.about.prefixes):
+    for row, k in enumerate(lib.info.prefixes):
         mine = np.stack([entry.vectors[row] for entry in entries])
         np.testing.assert_allclose(mine, pool(states, k), atol=5e-4)
     assert [entry.text for entry in entries] == ["the first", "two", "", ""]
@@ -119,10 +119,10 @@ def test_only_what_changed_is_encoded_again(model, photos, tmp_path):
     draw(photos / "new.png", 5)
     (photos / "zoo/c.png").unlink()
     (photos / "b.json").write_text(json.dumps({"text": "another text"}))
-    done = index(model, lib, Contents(str(photos)))
+    done = index(model, lib, IndexSource(str(photos)))
     assert (done.encoded, done.unchanged, done.deleted) == (3, 1, 0)
     assert ids(lib) == sorted([*NAMES, "new.png"])
-    done = index(model, lib, Contents(str(photos)), delete=True)
+    done = index(model, lib, IndexSource(str(photos)), delete=True)
     assert (done.encoded, done.unchanged, done.deleted) == (0, 4, 1)
     after = lib.get(NAMES)
     assert after[2] is None and after[1].text == "another text"
@@ -135,7 +135,7 @@ def test_only_what_changed_is_encoded_again(model, photos, tmp_path):
 def test_a_picture_that_was_damaged_later_stays_in_the_library(model, photos, tmp_path):
     lib, _ = make(model, photos, tmp_path / "lib")
     (photos / "a.png").write_bytes(b"harm")
-    done = index(model, lib, Contents(str(photos)), delete=True)
+    done = index(model, lib, IndexSource(str(photos)), delete=True)
     assert done.deleted == 0 and len(done.skipped) == 2 and ids(lib) == NAMES
 
 
@@ -145,19 +145,19 @@ def test_two_sources_share_a_library_without_mixing_ids(model, photos, tmp_path)
     with pytest.raises(
         ValueError, match=r"has 'a.png' from folder:.*give the ids of .* a --prefix"
     ):
-        index(model, lib, Contents(str(tmp_path / "other")))
-    index(model, lib, Contents(str(tmp_path / "other"), "other/"))
-    index(model, lib, Contents(str(photos)), delete=True)
+        index(model, lib, IndexSource(str(tmp_path / "other")))
+    index(model, lib, IndexSource(str(tmp_path / "other"), "other/"))
+    index(model, lib, IndexSource(str(photos)), delete=True)
     assert ids(lib) == sorted([*NAMES, "other/a.png"])
 
 
 def test_shards_share_the_work(model, photos, tmp_path):
     lib, first = make(model, photos, tmp_path / "lib", shard=(0, 2))
     assert 0 < first.encoded < 4
-    second = index(model, lib, Contents(str(photos)), shard=(1, 2))
+    second = index(model, lib, IndexSource(str(photos)), shard=(1, 2))
     assert first.encoded + second.encoded == 4 and ids(lib) == NAMES
     with pytest.raises(ValueError, match="delete in a run of its own"):
-        index(model, lib, Contents(str(photos)), shard=(1, 2), delete=True)
+        index(model, lib, IndexSource(str(photos)), shard=(1, 2), delete=True)
 
 
 def test_jsonl_ids_texts_and_metadata_are_kept(model, photos, tmp_path):
@@ -176,7 +176,7 @@ def test_jsonl_ids_texts_and_metadata_are_kept(model, photos, tmp_path):
     plain = photos / "plain.jsonl"
     plain.write_text(json.dumps({"image": "a.png"}))
     for path in (plain, os.path.relpath(plain)):
-        index(model, lib, Contents(str(path)))
+        index(model, lib, IndexSource(str(path)))
     assert ids(lib) == ["one", "plain.jsonl:1", "two"]
     hits = lib.find(model, "words", where="json_get_int(metadata, 'price') > 4")
     assert [hit.entry.id for hit in hits] == ["one"]
@@ -196,7 +196,7 @@ def test_another_models_questions_are_refused(model, photos, tmp_path):
     for use in (
         lambda: lib.find(other, "words"),
         lambda: lib.ask(other, ["a.png"], QUESTION),
-        lambda: index(other, lib, Contents(str(photos))),
+        lambda: index(other, lib, IndexSource(str(photos))),
     ):
         with pytest.raises(library.LibraryError, match="made with another model: tiny"):
             use()

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from crem_jax.library import entry, library
-from crem_jax.library.entry import About, Entry, LibraryError, halves
+from crem_jax.library.entry import Entry, LibraryError, LibraryInfo, halves
 from crem_jax.library.memory_codec import decode_memory, encode_memory
 from crem_jax.library.stores import milvus
 from crem_jax.types import CHORUS, KV, Memory
 
 DIM, CHORUS_TOKENS = 16, 4
-ABOUT = About("f" * 32, "a model", CHORUS_TOKENS, DIM, (4, 2, 1), "float32", 3)
+INFO = LibraryInfo("f" * 32, "a model", CHORUS_TOKENS, DIM, (4, 2, 1), "float32", 3)
 
 
 def unit(rng, *shape: int) -> np.ndarray:
@@ -55,16 +55,16 @@ def memory(rng, rows: int, dtype=np.float32, slots: int = CHORUS_TOKENS) -> Memo
 
 
 def blobs(rng, count: int) -> list[bytes]:
-    return encode_memory(memory(rng, count), "float32", ABOUT.memory_k)
+    return encode_memory(memory(rng, count), "float32", INFO.memory_k)
 
 
 @pytest.fixture(params=["lance", "milvus"])
 def place(request, tmp_path):
     """A path and what is said of the library that will be there."""
     if request.param == "lance":
-        return tmp_path / "library", ABOUT
+        return tmp_path / "library", INFO
     uri = str(tmp_path / "milvus.db")
-    return tmp_path / "library", dataclasses.replace(ABOUT, vectors=uri)
+    return tmp_path / "library", dataclasses.replace(INFO, vectors=uri)
 
 
 # memories
@@ -124,7 +124,7 @@ def test_what_is_put_is_got_replaced_and_deleted(rng, place):
     lib.put(first, stored)
     lib.put(first, stored)
     lib = library.open(place[0])
-    assert len(lib) == 6 and lib.about == dataclasses.replace(place[1], id=lib.about.id)
+    assert len(lib) == 6 and lib.info == dataclasses.replace(place[1], id=lib.info.id)
     got = lib.get([first[4].id, "none", first[0].id])
     assert got[1] is None
     for mine, theirs in ((got[0], first[4]), (got[2], first[0])):
@@ -207,7 +207,7 @@ def test_unusable_questions_to_a_library_are_refused(rng, place, tmp_path):
 
 
 def test_verify_names_what_is_wrong_and_compact_drops_orphans(rng, tmp_path):
-    lib = library.create(tmp_path / "library", ABOUT)
+    lib = library.create(tmp_path / "library", INFO)
     own, stored = entries(rng, 4), blobs(rng, 4)
     lib.put(own, stored)
     memories, ids = lib._memories, [e.id for e in own]
@@ -229,7 +229,7 @@ def test_verify_names_what_is_wrong_and_compact_drops_orphans(rng, tmp_path):
 
 
 def test_several_writers_lose_nothing(rng, tmp_path):
-    library.create(tmp_path / "library", ABOUT)
+    library.create(tmp_path / "library", INFO)
     batches = [(entries(rng, 3, 3 * i), blobs(rng, 3)) for i in range(12)]
 
     def write(mine: list) -> None:
@@ -248,7 +248,7 @@ def test_several_writers_lose_nothing(rng, tmp_path):
 
 
 def test_memories_are_read_while_others_write_and_compact(rng, tmp_path):
-    library.create(tmp_path / "library", ABOUT)
+    library.create(tmp_path / "library", INFO)
     writer, reader = (library.open(tmp_path / "library")._memories for _ in range(2))
     stored = dict(zip(map(str, range(20)), blobs(rng, 20), strict=True))
     writer.put(list(stored), list(stored), list(stored.values()))
@@ -271,51 +271,51 @@ def test_memories_are_read_while_others_write_and_compact(rng, tmp_path):
         one.result()
 
 
-@pytest.mark.parametrize("prefixes", [ABOUT.prefixes, (4,)])
+@pytest.mark.parametrize("prefixes", [INFO.prefixes, (4,)])
 def test_a_library_that_is_half_made_is_made_whole(rng, tmp_path, prefixes):
-    begun = dataclasses.replace(ABOUT, prefixes=prefixes)
+    begun = dataclasses.replace(INFO, prefixes=prefixes)
     lib = library.create(tmp_path / "library", begun)
     shutil.rmtree(tmp_path / "library" / "memories.lance")
     (tmp_path / "library" / "memories.lance").mkdir()
     assert not library.is_library(tmp_path / "library")
-    lib = library.create(tmp_path / "library", ABOUT)
+    lib = library.create(tmp_path / "library", INFO)
     lib.put(entries(rng, 2), blobs(rng, 2))
     assert not lib.verify()["problems"]
 
 
 def test_several_processes_may_make_a_library_at_once(tmp_path):
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: library.create(tmp_path / "library", ABOUT), range(4)))
-    assert len({lib.about for lib in made}) == 1 and all(len(lib) == 0 for lib in made)
+        made = list(pool.map(lambda _: library.create(tmp_path / "library", INFO), range(4)))
+    assert len({lib.info for lib in made}) == 1 and all(len(lib) == 0 for lib in made)
 
 
 def test_libraries_of_one_model_share_a_milvus_and_no_entries(rng, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    about = dataclasses.replace(ABOUT, vectors="milvus.db")
-    one, other = (library.create(tmp_path / name, about) for name in ("one", "other"))
+    info = dataclasses.replace(INFO, vectors="milvus.db")
+    one, other = (library.create(tmp_path / name, info) for name in ("one", "other"))
     own = entries(rng, 3)
     one.put(own, blobs(rng, 3))
     other.put(own[:1], blobs(rng, 1))
     other.delete([own[0].id])
     assert len(one) == 3 and len(other) == 0
-    assert one.about.vectors == str(tmp_path / "milvus.db")
+    assert one.info.vectors == str(tmp_path / "milvus.db")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert len(library.open(tmp_path / "one")) == 3
-    assert len(library.create(tmp_path / "one", one.about)) == 3
-    milvus.drop(one.about)
-    with pytest.raises(LibraryError, match=f"has no collection crem_f+_{one.about.id}, where"):
+    assert len(library.create(tmp_path / "one", one.info)) == 3
+    milvus.drop(one.info)
+    with pytest.raises(LibraryError, match=f"has no collection crem_f+_{one.info.id}, where"):
         library.open(tmp_path / "one")
     with pytest.raises(LibraryError, match=rf"Milvus at {tmp_path}/milvus\.db: "):
         one.get([own[0].id])
     gone = tmp_path / "none.db"
     with pytest.raises(LibraryError, match=r"none\.db has no collection"):
-        milvus.MilvusEntries(dataclasses.replace(one.about, vectors=str(gone)))
+        milvus.MilvusEntries(dataclasses.replace(one.info, vectors=str(gone)))
     assert not gone.exists()
 
 
 def test_a_library_may_keep_no_memories(rng, tmp_path):
-    lib = library.create(tmp_path / "library", dataclasses.replace(ABOUT, memory="none"))
+    lib = library.create(tmp_path / "library", dataclasses.replace(INFO, memory="none"))
     own = entries(rng, 2)
     lib.put(own)
     assert not lib.verify()["problems"]
@@ -325,13 +325,14 @@ def test_a_library_may_keep_no_memories(rng, tmp_path):
 
 def test_what_a_library_says_of_itself_is_checked():
     assert halves(16) == (16, 8, 4, 2, 1) and halves(6) == (6, 3, 1)
-    assert About.from_json(ABOUT.to_json()) == ABOUT
+    assert LibraryInfo.from_json(INFO.to_json()) == INFO
     for wrong in ({"memory": "int4"}, {"prefixes": (2, 1)}, {"memory_k": 5}, {"prefixes": ()}):
         with pytest.raises(LibraryError):
-            dataclasses.replace(ABOUT, **wrong)
-    with pytest.raises(LibraryError, match="has format 2; expected 1"):
-        About.from_json(ABOUT.to_json().replace('"format": 1', '"format": 2'))
-    assert entry.FORMAT == 1
+            dataclasses.replace(INFO, **wrong)
+    newer = INFO.to_json().replace('"format": 1', '"format": 2')
+    with pytest.raises(LibraryError, match="has format 2; this version of crem_jax reads format 1"):
+        LibraryInfo.from_json(newer)
+    assert entry.FORMAT == 1 and list(entry.FORMATS) == [1]
 
 
 def test_bfloat16_memories_serve_a_float32_model(rng):

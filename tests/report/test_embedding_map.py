@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from crem_jax import library
-from crem_jax.library.entry import About, Entry
+from crem_jax.library.entry import Entry, LibraryInfo
 from crem_jax.report.embedding_map import draw_map, projection
 from tests.support.cli_runner import crem
 
@@ -20,7 +20,7 @@ COLOURS = ((255, 0, 0), (0, 0, 255))
 def two_clusters(tmp_path_factory):
     """Forty entries about two directions, red and blue, one of them without a picture."""
     rng = np.random.default_rng(0)
-    about = About("f", "toy", num_chorus=1, dim=8, prefixes=(1,), memory="none", memory_k=1)
+    info = LibraryInfo("f", "toy", num_chorus=1, dim=8, prefixes=(1,), memory="none", memory_k=1)
     entries = []
     for i in range(40):
         vector = np.zeros(8)
@@ -37,7 +37,7 @@ def two_clusters(tmp_path_factory):
             )
         )
     place = tmp_path_factory.mktemp("map") / "two.crem"
-    library.create(place, about).put(entries)
+    library.create(place, info).put(entries)
     return place, entries
 
 
@@ -65,6 +65,6 @@ def test_alike_lies_together_and_every_cell_shows_one(two_clusters, capsys, tmp_
 
 
 def test_an_empty_library_is_no_map(tmp_path):
-    about = About("f", "toy", num_chorus=1, dim=8, prefixes=(1,), memory="none", memory_k=1)
+    info = LibraryInfo("f", "toy", num_chorus=1, dim=8, prefixes=(1,), memory="none", memory_k=1)
     with pytest.raises(library.LibraryError, match="nothing to draw"):
-        draw_map(library.create(tmp_path / "none.crem", about), tmp_path / "map.png")
+        draw_map(library.create(tmp_path / "none.crem", info), tmp_path / "map.png")

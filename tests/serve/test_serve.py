@@ -17,8 +17,8 @@ import pytest
 import crem_jax
 from crem_jax import library
 from crem_jax.data.records import Item
-from crem_jax.library.contents import Contents
-from crem_jax.library.indexing import about_of, index
+from crem_jax.library.index_source import IndexSource
+from crem_jax.library.indexing import index, library_info
 from crem_jax.serve.engine.compiled_shapes import CompiledShapes
 from crem_jax.serve.http.access import Access
 from crem_jax.serve.limits import Limits
@@ -49,8 +49,8 @@ def photos(tmp_path_factory, model):
     for i, size in enumerate(SIZES):
         draw(i, size).save(folder / "photos" / f"{i}.png")
     place = folder / "lib"
-    lib = library.create(place, about_of(model, "tiny", "float32"))
-    index(model, lib, Contents(str(folder / "photos")))
+    lib = library.create(place, library_info(model, "tiny", "float32"))
+    index(model, lib, IndexSource(str(folder / "photos")))
     return place
 
 

@@ -15,8 +15,8 @@ import pytest
 
 import crem_jax
 from crem_jax import library
-from crem_jax.library.contents import Contents
-from crem_jax.library.indexing import about_of, index
+from crem_jax.library.index_source import IndexSource
+from crem_jax.library.indexing import index, library_info
 from crem_jax.serve.errors import ApiError
 from crem_jax.serve.inputs.remote import Fetcher, is_public
 from crem_jax.serve.limits import Limits
@@ -46,8 +46,8 @@ def service(tiny_model_dir, tmp_path_factory):
     (folder / "photos").mkdir()
     draw(0).save(folder / "photos" / "0.png")
     model = crem_jax.load(tiny_model_dir)
-    lib = library.create(folder / "lib", about_of(model, "tiny", "float32"))
-    index(model, lib, Contents(str(folder / "photos")))
+    lib = library.create(folder / "lib", library_info(model, "tiny", "float32"))
+    index(model, lib, IndexSource(str(folder / "photos")))
     fetcher = Fetcher(["https://allowed.test/pictures/"], BODY_BYTES, 5.0, names("10.0.0.1"))
     return Service(model, "tiny", lib, LIMITS, fetcher)
 

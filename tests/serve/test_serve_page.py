@@ -10,8 +10,8 @@ import pytest
 
 import crem_jax
 from crem_jax import library
-from crem_jax.library.contents import Contents
-from crem_jax.library.indexing import about_of, index
+from crem_jax.library.index_source import IndexSource
+from crem_jax.library.indexing import index, library_info
 from crem_jax.serve.service import Service
 from tests.support.serving import client, draw, serving
 
@@ -32,8 +32,8 @@ def url(tiny_model_dir, tmp_path_factory):
         draw(i).save(folder / "photos" / f"{i}.png")
     (folder / "photos" / "0.txt").write_text(EVIL)
     model = crem_jax.load(tiny_model_dir)
-    lib = library.create(folder / "lib", about_of(model, "tiny", "float32"))
-    index(model, lib, Contents(str(folder / "photos")))
+    lib = library.create(folder / "lib", library_info(model, "tiny", "float32"))
+    index(model, lib, IndexSource(str(folder / "photos")))
     with serving(Service(model, "tiny", lib), page=True) as address:
         yield address
 

@@ -21,15 +21,15 @@ import numpy as np
 import pyarrow as pa
 
 from crem_jax.library.ann.index import Neighbours
-from crem_jax.library.entry import About, Entry, Hit, LibraryError, check_unique
+from crem_jax.library.entry import Entry, Hit, LibraryError, LibraryInfo, check_unique
 from crem_jax.library.stores import lance_tables as tables
 from crem_jax.library.stores.lance_view import View
 
 ENTRIES, MEMORIES = "entries", "memories"
 EXACT_UP_TO = 20_000
-"""Rows that are compared one by one; more of them go through `ann.Neighbours`."""
+"""Rows that are compared one by one; more of them go through `ann.index.Neighbours`."""
 
-_ABOUT = b"crem"
+_INFO_KEY = b"crem"
 _ENTRIES_FORMAT = "2.1"  # 2.2 packs columns of few values so that reading a row takes 5 ms for each
 _INDEXED = {ENTRIES: ("id", "key", "source"), MEMORIES: ("id",)}
 _FIELDS = ("id", "uri", "text", "metadata", "thumbnail", "width", "height", "source", "content")
@@ -45,42 +45,42 @@ def exists(uri: str) -> bool:
     return MEMORIES in connect(uri).table_names(limit=1000)
 
 
-def create(db: Any, about: About) -> None:
+def create(db: Any, info: LibraryInfo) -> None:
     """Makes the tables of a new library; the one that `exists` looks for last.
 
     Several processes may do so at once.
     """
-    if not about.vectors:
-        table = tables.open_or_create(db, ENTRIES, _schema(about), _ENTRIES_FORMAT)
-        if _vector_types(table.schema) != _vector_types(_schema(about)):
+    if not info.vectors:
+        table = tables.open_or_create(db, ENTRIES, _schema(info), _ENTRIES_FORMAT)
+        if _vector_types(table.schema) != _vector_types(_schema(info)):
             db.drop_table(ENTRIES)  # it is empty: whoever began to make another library was killed
-            table = tables.open_or_create(db, ENTRIES, _schema(about), _ENTRIES_FORMAT)
+            table = tables.open_or_create(db, ENTRIES, _schema(info), _ENTRIES_FORMAT)
         tables.index_columns(table, _INDEXED[ENTRIES])
     columns = [("id", pa.string()), ("content", pa.string()), lancedb.blob("memory")]
-    schema = pa.schema(columns, metadata={_ABOUT: about.to_json().encode()})
+    schema = pa.schema(columns, metadata={_INFO_KEY: info.to_json().encode()})
     table = tables.open_or_create(db, MEMORIES, schema)
     tables.index_columns(table, _INDEXED[MEMORIES])
 
 
-def about(db: Any) -> About:
+def read_info(db: Any) -> LibraryInfo:
     """What the library says of itself."""
-    note = (db.open_table(MEMORIES).schema.metadata or {}).get(_ABOUT)
+    note = (db.open_table(MEMORIES).schema.metadata or {}).get(_INFO_KEY)
     if note is None:
         raise LibraryError(f"{db.uri} is a LanceDB database but no library")
-    return About.from_json(note)
+    return LibraryInfo.from_json(note)
 
 
 class LanceEntries:
-    """`store.Entries` in a LanceDB table. Threads may search at once.
+    """`protocols.Entries` in a LanceDB table. Threads may search at once.
 
     Args:
       cache: the directory of derived indexes.
       exact_up_to: rows compared one by one.
     """
 
-    def __init__(self, db: Any, about: About, cache: Path, exact_up_to: int = EXACT_UP_TO):
+    def __init__(self, db: Any, info: LibraryInfo, cache: Path, exact_up_to: int = EXACT_UP_TO):
         self._db, self._table = db, db.open_table(ENTRIES)
-        self._about, self._cache, self._exact_up_to = about, cache, exact_up_to
+        self._info, self._cache, self._exact_up_to = info, cache, exact_up_to
         self._lock = threading.Lock()  # of these two
         self._neighbours: dict[str, Neighbours] = {}
         self._seen: View | None = None
@@ -97,19 +97,19 @@ class LanceEntries:
                 if name not in ("id", "metadata")
             },
         }
-        for i, k in enumerate(self._about.prefixes):
+        for i, k in enumerate(self._info.prefixes):
             flat = np.stack([entry.vectors[i] for entry in entries]).astype(np.float16)
             values = pa.array(flat.reshape(-1))
-            columns[self._about.column(k)] = pa.FixedSizeListArray.from_arrays(
-                values, self._about.dim
+            columns[self._info.column(k)] = pa.FixedSizeListArray.from_arrays(
+                values, self._info.dim
             )
-        tables.merge(self._table, pa.table(columns, schema=_schema(self._about)))
+        tables.merge(self._table, pa.table(columns, schema=_schema(self._info)))
 
     def delete(self, ids: Sequence[str]) -> None:
         tables.delete(self._table, ids)
 
     def get(self, ids: Sequence[str]) -> list[Entry | None]:
-        vectors = [self._about.column(k) for k in self._about.prefixes]
+        vectors = [self._info.column(k) for k in self._info.prefixes]
         columns, found = [*_FIELDS, *vectors], {}
         for rows in tables.reading(lambda: list(tables.rows_by_id(self._latest(), ids, columns))):
             stacked = np.stack([tables.matrix(rows[name]) for name in vectors], axis=1)
@@ -128,7 +128,7 @@ class LanceEntries:
     def search(
         self, vector: np.ndarray, k: int | None, top: int, where: str | None = None
     ) -> list[Hit]:
-        column = self._about.column(k)
+        column = self._info.column(k)
         return tables.reading(lambda: self._search(vector, column, top, where))
 
     def count(self, where: str | None = None) -> int:
@@ -141,16 +141,16 @@ class LanceEntries:
     def compact(self) -> None:
         tables.optimize(self._latest(), _INDEXED[ENTRIES], timedelta(0))
         if self.count() > self._exact_up_to:
-            self._view(self._about.column(None))
+            self._view(self._info.column(None))
 
     def recall(self, top: int, queries: int) -> dict[str, Any]:
         count = self.count()
         if count <= self._exact_up_to:
             return {"search": "exact", "recall": {}}
         found = {}
-        for k in self._about.prefixes:
-            column = self._about.column(k)
-            if k == self._about.num_chorus or (self._cache / column).exists():
+        for k in self._info.prefixes:
+            column = self._info.column(k)
+            if k == self._info.num_chorus or (self._cache / column).exists():
                 found[k] = self._view(column).indexes[column].measure(top, queries)
         return {
             "search": "sign bits, re-ranked",
@@ -190,7 +190,7 @@ class LanceEntries:
             view = self._seen
             if column not in view.indexes:
                 if column not in self._neighbours:
-                    self._neighbours[column] = Neighbours(self._cache / column, self._about.dim)
+                    self._neighbours[column] = Neighbours(self._cache / column, self._info.dim)
                 vectors = functools.partial(view.vectors, column)
                 near = self._neighbours[column]
                 view.indexes[column] = near.update(view.version, view.keys, vectors)
@@ -202,7 +202,7 @@ class LanceEntries:
 
 
 class LanceMemories:
-    """`store.Memories` in a LanceDB table."""
+    """`protocols.Memories` in a LanceDB table."""
 
     def __init__(self, db: Any):
         self._db, self._table = db, db.open_table(MEMORIES)
@@ -247,9 +247,9 @@ class LanceMemories:
         tables.optimize(self._table, _INDEXED[MEMORIES], timedelta(minutes=10))
 
 
-def _schema(about: About) -> pa.Schema:
+def _schema(info: LibraryInfo) -> pa.Schema:
     """Of the entries, as they are written: the table's own has JSON in its binary form."""
-    vectors = [pa.field(about.column(k), pa.list_(pa.float16(), about.dim)) for k in about.prefixes]
+    vectors = [pa.field(info.column(k), pa.list_(pa.float16(), info.dim)) for k in info.prefixes]
     return pa.schema(
         [
             ("id", pa.string()),

@@ -40,7 +40,7 @@ class View:
     def vectors(
         self, column: str, keys: np.ndarray | None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """`ann.Vectors` of a column."""
+        """`ann.index.Vectors` of a column."""
         if keys is None:
             for batch in self._table.search().select(["key", column]).to_batches():
                 yield batch["key"].to_numpy(), tables.matrix(batch[column])

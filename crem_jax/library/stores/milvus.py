@@ -19,7 +19,7 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from crem_jax.library.ann.recall import share_found, true_neighbours
-from crem_jax.library.entry import About, Entry, Hit, LibraryError, check_unique
+from crem_jax.library.entry import Entry, Hit, LibraryError, LibraryInfo, check_unique
 
 _LONGEST = 65_535
 _TEXTS = {"id": 1024, "content": 64, "uri": 4096, "text": _LONGEST, "source": 4096}
@@ -27,7 +27,7 @@ _FIELDS = (*_TEXTS, "metadata", "width", "height")
 _AT_ONCE = 512
 
 
-def create(about: About, index: str = "AUTOINDEX") -> None:
+def create(info: LibraryInfo, index: str = "AUTOINDEX") -> None:
     """Makes the collection of a new library.
 
     Args:
@@ -36,8 +36,8 @@ def create(about: About, index: str = "AUTOINDEX") -> None:
     Raises:
       LibraryError: Milvus cannot be reached, or refuses.
     """
-    with _asking(about):
-        client = _client(about)
+    with _asking(info):
+        client = _client(info)
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
         for name, limit in _TEXTS.items():
             schema.add_field(name, DataType.VARCHAR, max_length=limit, is_primary=name == "id")
@@ -45,26 +45,26 @@ def create(about: About, index: str = "AUTOINDEX") -> None:
         schema.add_field("width", DataType.INT64)
         schema.add_field("height", DataType.INT64)
         indexes = client.prepare_index_params()
-        for k in about.prefixes:
-            column = about.column(k)
-            schema.add_field(column, DataType.FLOAT_VECTOR, dim=about.dim)
+        for k in info.prefixes:
+            column = info.column(k)
+            schema.add_field(column, DataType.FLOAT_VECTOR, dim=info.dim)
             indexes.add_index(column, index_type=index, metric_type="IP")
         client.create_collection(
-            _collection(about), schema=schema, index_params=indexes, consistency_level="Strong"
+            _collection(info), schema=schema, index_params=indexes, consistency_level="Strong"
         )
 
 
-def drop(about: About) -> None:
+def drop(info: LibraryInfo) -> None:
     """Removes the collection of a library."""
-    with _asking(about):
-        _client(about).drop_collection(_collection(about))
+    with _asking(info):
+        _client(info).drop_collection(_collection(info))
 
 
 class MilvusEntries:
-    """`store.Entries` in the Milvus collection that `create` has made for a library.
+    """`protocols.Entries` in the Milvus collection that `create` has made for a library.
 
     Args:
-      about: its `vectors` is the server's URI, or the path of a Milvus Lite file. The environment's
+      info: its `vectors` is the server's URI, or the path of a Milvus Lite file. The environment's
         MILVUS_TOKEN opens a server that wants one.
 
     Raises:
@@ -72,17 +72,17 @@ class MilvusEntries:
         what Milvus refuses.
     """
 
-    def __init__(self, about: About):
-        self._about, self._name = about, _collection(about)
+    def __init__(self, info: LibraryInfo):
+        self._info, self._name = info, _collection(info)
         # Whoever opens a Milvus Lite file that is not there makes it.
-        there = "://" in about.vectors or Path(about.vectors).exists()
-        with _asking(about):
+        there = "://" in info.vectors or Path(info.vectors).exists()
+        with _asking(info):
             if there:
-                self._client = _client(about)
+                self._client = _client(info)
                 there = self._client.has_collection(self._name)
             if not there:
                 raise LibraryError(
-                    f"Milvus at {about.vectors} has no collection {self._name}, where the library "
+                    f"Milvus at {info.vectors} has no collection {self._name}, where the library "
                     "has its entries"
                 )
             self._client.load_collection(self._name)
@@ -98,24 +98,24 @@ class MilvusEntries:
                     raise LibraryError(
                         f"{entry.id}: its {name} has more than {limit} bytes, Milvus's limit"
                     )
-            for i, k in enumerate(self._about.prefixes):
-                row[self._about.column(k)] = entry.vectors[i].astype(np.float32)
+            for i, k in enumerate(self._info.prefixes):
+                row[self._info.column(k)] = entry.vectors[i].astype(np.float32)
             rows.append(row)
-        with _asking(self._about):
+        with _asking(self._info):
             for first in range(0, len(rows), _AT_ONCE):
                 self._client.upsert(self._name, rows[first : first + _AT_ONCE])
 
     def delete(self, ids: Sequence[str]) -> None:
-        with _asking(self._about):
+        with _asking(self._info):
             for first in range(0, len(ids), _AT_ONCE):
                 self._client.delete(self._name, filter=_named(ids[first : first + _AT_ONCE]))
 
     def get(self, ids: Sequence[str]) -> list[Entry | None]:
-        columns = [self._about.column(k) for k in self._about.prefixes]
+        columns = [self._info.column(k) for k in self._info.prefixes]
         found = {}
         for first in range(0, len(ids), _AT_ONCE):
             named = _named(ids[first : first + _AT_ONCE])
-            with _asking(self._about):
+            with _asking(self._info):
                 rows = self._client.query(self._name, named, output_fields=[*_FIELDS, *columns])
             for row in rows:
                 vectors = np.stack([_vector(row[column]) for column in columns])
@@ -125,7 +125,7 @@ class MilvusEntries:
     def scan(
         self, columns: Sequence[str], where: str | None = None
     ) -> Iterator[Mapping[str, np.ndarray]]:
-        with _asking(self._about, where):
+        with _asking(self._info, where):
             pages = self._client.query_iterator(
                 self._name, batch_size=_AT_ONCE, filter=where or "", output_fields=list(columns)
             )
@@ -138,11 +138,11 @@ class MilvusEntries:
     def search(
         self, vector: np.ndarray, k: int | None, top: int, where: str | None = None
     ) -> list[Hit]:
-        with _asking(self._about, where):
+        with _asking(self._info, where):
             (rows,) = self._client.search(
                 self._name,
                 [np.asarray(vector, np.float32)],
-                anns_field=self._about.column(k),
+                anns_field=self._info.column(k),
                 limit=top,
                 filter=where or "",
                 output_fields=list(_FIELDS),
@@ -150,12 +150,12 @@ class MilvusEntries:
         return [Hit(_entry(row["entity"]), float(row["distance"])) for row in rows]
 
     def count(self, where: str | None = None) -> int:
-        with _asking(self._about, where):
+        with _asking(self._info, where):
             (row,) = self._client.query(self._name, filter=where or "", output_fields=["count(*)"])
         return int(row["count(*)"])
 
     def stats(self) -> dict[str, Any]:
-        return {"entries": self.count(), "milvus": self._about.vectors, "collection": self._name}
+        return {"entries": self.count(), "milvus": self._info.vectors, "collection": self._name}
 
     def compact(self) -> None:
         """Milvus compacts by itself."""
@@ -168,12 +168,12 @@ class MilvusEntries:
         asked = np.stack([entry.vectors for entry in self.get(chosen.tolist())])
         shares = {
             k: self._recall(k, chosen, asked[:, row].astype(np.float32), top)
-            for row, k in enumerate(self._about.prefixes)
+            for row, k in enumerate(self._info.prefixes)
         }
         return {"search": "Milvus", "recall": shares, "top": top, "queries": len(chosen)}
 
     def _recall(self, k: int, ids: np.ndarray, asked: np.ndarray, top: int) -> float:
-        column = self._about.column(k)
+        column = self._info.column(k)
         rows = ((batch["id"], batch[column]) for batch in self.scan(["id", column]))
         found = []
         for name, query in zip(ids, asked, strict=True):
@@ -182,25 +182,25 @@ class MilvusEntries:
         return round(share_found(found, true_neighbours(asked, ids, rows, top)), 4)
 
 
-def _collection(about: About) -> str:
+def _collection(info: LibraryInfo) -> str:
     """Its name on the server, where other libraries of the same model may be."""
-    return "_".join(filter(None, ("crem", about.fingerprint, about.id)))
+    return "_".join(filter(None, ("crem", info.fingerprint, info.id)))
 
 
-def _client(about: About) -> MilvusClient:
+def _client(info: LibraryInfo) -> MilvusClient:
     token = os.environ.get("MILVUS_TOKEN", "")
-    return MilvusClient(about.vectors, **({"token": token} if token else {}))
+    return MilvusClient(info.vectors, **({"token": token} if token else {}))
 
 
 @contextlib.contextmanager
-def _asking(about: About, where: str | None = None) -> Iterator[None]:
+def _asking(info: LibraryInfo, where: str | None = None) -> Iterator[None]:
     """Says of an error of Milvus where it is from, or which condition it is about."""
     try:
         yield
     except MilvusException as error:
         reason = str(error.message).split("\n")[0][:300]
         if where is None:
-            raise LibraryError(f"Milvus at {about.vectors}: {reason}") from error
+            raise LibraryError(f"Milvus at {info.vectors}: {reason}") from error
         raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
 
 

@@ -218,8 +218,8 @@ def _about(service: Service) -> dict[str, Any]:
         if library is None
         else {
             "entries": len(library),
-            "prefixes": sorted(library.about.prefixes),
-            "fingerprint": library.about.fingerprint,
+            "prefixes": sorted(library.info.prefixes),
+            "fingerprint": library.info.fingerprint,
         },
     }
 

@@ -84,7 +84,7 @@ def _find_tab(service: Service, quiet: dict[str, Any]) -> None:
                 placeholder="a tiger", label="Words", elem_id="words", autofocus=True, max_lines=1
             )
             with gr.Row():
-                ks = sorted(service.library.about.prefixes)
+                ks = sorted(service.library.info.prefixes)
                 k = gr.Dropdown(ks, value=ks[-1], label="Chorus tokens compared", min_width=120)
                 top = gr.Slider(1, min(48, service.limits.top), 12, step=1, label="How many")
             button = gr.Button("Find", variant="primary", elem_id="find")

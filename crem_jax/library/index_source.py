@@ -1,4 +1,4 @@
-"""What a source gives to a library: items by id, and whether they have changed."""
+"""The items that a data source gives to a library, each with an id and a hash of its content."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class IndexItemError(CremError):
         self.id = name
 
 
-class Contents:
+class IndexSource:
     """The items of a source, `crem prepare`'s grammar.
 
     Args:
@@ -71,9 +71,9 @@ class Contents:
         self._prefix = prefix
         path = arguments.get("path")
         rest = {k: v for k, v in arguments.items() if k not in ("path", "bare")}
-        told = ",".join(f"{key}={value}" for key, value in rest.items())
+        options = ",".join(f"{key}={value}" for key, value in rest.items())
         place = os.path.abspath(path) if path else ""
-        self.name = f"{kind}:{place}" + (f",{told}" if told else "")
+        self.name = f"{kind}:{place}" + (f",{options}" if options else "")
 
     def __len__(self) -> int:
         return len(self._source)
@@ -85,7 +85,7 @@ class Contents:
         """Item `index`; its pictures are read, but not decoded.
 
         Raises:
-          ThingError: its pictures cannot be read. ValueError: it is no record.
+          IndexItemError: its pictures cannot be read. ValueError: it is no record.
         """
         record = self._source.record(index, None)
         text = next((item.text for item in record.positives if item.text), "")
@@ -93,20 +93,20 @@ class Contents:
         # A record without an id is named after its place: the same from wherever that is seen.
         own = record.id if record.id != self.where(index) else os.path.basename(record.id)
         name = f"{self._prefix}{own}"
-        for told in (name, *map(os.fspath, files)):
+        for shown_name in (name, *map(os.fspath, files)):
             try:
-                told.encode()
+                shown_name.encode()
             except UnicodeEncodeError as error:
-                shown = told.encode(errors="backslashreplace").decode()
+                shown = shown_name.encode(errors="backslashreplace").decode()
                 raise IndexItemError("", f"{shown}: the name is not UTF-8") from error
         try:
             pictures = tuple(map(_read, record.query.images))
         except OSError as error:
             raise IndexItemError(name, f"{error.filename}: {error.strerror}") from error
         item = dataclasses.replace(record.query, images=pictures)
-        told = json.dumps([item.text, text, record.metadata], sort_keys=True)
+        texts = json.dumps([item.text, text, record.metadata], sort_keys=True)
         digest = hashlib.blake2b(digest_size=16)
-        for part in (told.encode(), *map(_bytes, item.images)):
+        for part in (texts.encode(), *map(_bytes, item.images)):
             digest.update(len(part).to_bytes(8, "little") + part)
         uri = os.path.abspath(files[0]) if files else ""
         return IndexItem(name, item, digest.hexdigest(), uri, text, record.metadata)
