@@ -53,6 +53,7 @@ MEMBERS = {
         "flops",
         "lazy_array",
         "mesh",
+        "pooling",
         "processes",
         "trees",
         "types",
