@@ -43,7 +43,7 @@ from crem_jax.evaluate.mmeb.evaluate import evaluate
 from crem_jax.inference.model import Model
 from crem_jax.model.crem import Crem, init
 from crem_jax.model.mask import context_mask
-from crem_jax.pooling import pool
+from crem_jax.model.pooling import pool
 from crem_jax.train.start import TOKENIZER_DIR
 
 NAMES = (

@@ -34,6 +34,7 @@ from crem_jax.data.inputs.padding import pad_contexts, pad_targets
 from crem_jax.data.records import Item
 from crem_jax.inference import model as api
 from crem_jax.model import crem
+from crem_jax.model.pooling import pool_traced
 from crem_jax.types import PAD
 
 MAKE = Path(__file__).with_name("make_checkpoint.py")
@@ -99,7 +100,7 @@ def ours(directory: Path, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         memory = crem.compress(model.config, params, context)
         z = jnp.zeros(memory.next_position.shape, bool)
         hidden, _ = crem.decode(model.config, params, memory, target, z)
-        return memory.embedding(), crem.logits(model.config, params, hidden)
+        return pool_traced(memory.chorus), crem.logits(model.config, params, hidden)
 
     return jax.device_get(run(model.params))
 

@@ -21,8 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from crem_jax.pooling import pool_traced
-
 PAD, CONTEXT, CHORUS, TARGET = -1, 0, 1, 2
 """Regions of a sequence (design: V,T are CONTEXT; U is CHORUS; Q,A are TARGET)."""
 
@@ -104,10 +102,6 @@ class Memory:
     @property
     def num_chorus(self) -> int:
         return self.chorus.shape[1]
-
-    def embedding(self, k: int | jax.Array | None = None) -> jax.Array:
-        """Retrieval embeddings of the first k chorus states, see `pooling.pool_traced`."""
-        return pool_traced(self.chorus, k)
 
     def truncate(self, k: int | jax.Array) -> Memory:
         """The memory as if only the first k ([] or [B]) chorus tokens were given; shapes stay."""

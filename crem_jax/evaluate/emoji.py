@@ -14,7 +14,7 @@ from crem_jax.data.emoji.scenes import Scenes
 from crem_jax.data.records import Record
 from crem_jax.evaluate.ranking import precision_at, ranks
 from crem_jax.inference.model import Model
-from crem_jax.pooling import pool
+from crem_jax.model.pooling import pool
 
 SCENES = 256
 DESCRIBED = 512

@@ -13,7 +13,7 @@ import numpy as np
 from crem_jax.errors import CremError
 from crem_jax.evaluate.progress import Counting, quiet
 from crem_jax.inference.batches import Shape, fill_batch, plan_batches, shape_of
-from crem_jax.pooling import pool
+from crem_jax.model.pooling import pool
 
 if TYPE_CHECKING:
     from crem_jax.data.inputs.padding import ContextRow

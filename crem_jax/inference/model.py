@@ -21,7 +21,7 @@ from crem_jax.inference.sampling import Sampling
 from crem_jax.mesh import make_mesh, replicated
 from crem_jax.model import crem
 from crem_jax.model.int8 import quantise
-from crem_jax.pooling import pool
+from crem_jax.model.pooling import pool
 from crem_jax.types import Context, Memory, join_memories
 
 

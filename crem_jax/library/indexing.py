@@ -19,7 +19,7 @@ from crem_jax.data.inputs.padding import ContextRow
 from crem_jax.library.entry import Entry, LibraryError, LibraryInfo
 from crem_jax.library.index_source import IndexItem, IndexItemError, IndexSource, thumbnail
 from crem_jax.library.library import Library
-from crem_jax.pooling import pool
+from crem_jax.model.pooling import pool
 
 if TYPE_CHECKING:
     from crem_jax.inference.model import Model

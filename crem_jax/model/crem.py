@@ -1,7 +1,7 @@
 """CREM: compressor and decoder over one set of backbone weights, as pure functions.
 
 memory = compress(config, params, context)          # [V, T, U] -> Memory
-memory.embedding()                                  # the librarian: float32 [B, D]
+pool_traced(memory.chorus)                          # the librarian: float32 [B, D]
 hidden, _ = decode(config, params, memory, target, z)  # the storyteller: [B, T, D]
 logits(config, params, hidden)                      # float32 [B, T, V]
 """

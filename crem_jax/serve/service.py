@@ -13,7 +13,7 @@ from crem_jax.inference.model import Model
 from crem_jax.inference.sampling import GREEDY, Sampling
 from crem_jax.library.entry import Entry, Hit, UnknownIdError
 from crem_jax.library.library import Library
-from crem_jax.pooling import pool
+from crem_jax.model.pooling import pool
 from crem_jax.serve.admission import Admission, deadline, in_thread
 from crem_jax.serve.conditions import check_condition
 from crem_jax.serve.engine.engine import Engine

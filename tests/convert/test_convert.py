@@ -26,6 +26,7 @@ from crem_jax.convert.safetensors_io import INDEX, SINGLE, Weights
 from crem_jax.data.inputs.padding import TargetRow, pad_contexts, pad_targets
 from crem_jax.data.inputs.prompt import Prompter
 from crem_jax.data.records import Item
+from crem_jax.model.pooling import pool_traced
 from tests.support import hf_models as hf
 
 TEXT = "the tiger, 3 of them!\nétoile <|im_end|>  "
@@ -121,7 +122,7 @@ def test_the_model_card_runs_in_plain_transformers_and_gives_our_embedding(expor
     exec(compile(code, "README.md", "exec"), scope)
     row = Prompter(config, tokenizer).context(Item(images=(pixels,)))
     context = pad_contexts([row], config, 160, len(row.picture))
-    ours = hf.compress(config, params, context).embedding()[0]
+    ours = pool_traced(hf.compress(config, params, context).chorus)[0]
     np.testing.assert_allclose(scope["embedding"].numpy(), ours, atol=1e-5)
     said = scope["output"][0, scope["inputs"]["input_ids"].shape[1] :]
     assert not set(said.tolist()) & set(config.chorus_ids)

@@ -24,7 +24,7 @@ from crem_jax.library.index_source import IndexSource
 from crem_jax.library.indexing import index, library_info
 from crem_jax.library.memory_codec import encode_memory
 from crem_jax.model.fingerprint import fingerprint
-from crem_jax.pooling import pool
+from crem_jax.model.pooling import pool
 from tests.support.cli_runner import crem
 
 QUESTION = "What is this?"

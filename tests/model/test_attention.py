@@ -14,6 +14,7 @@ from crem_jax.config import ConfigError
 from crem_jax.mesh import spread_heads
 from crem_jax.model import crem, kernels, mask
 from crem_jax.model.attention import as_mask, attend, implementation
+from crem_jax.model.pooling import pool_traced
 from crem_jax.types import CHORUS, CONTEXT, PAD, Context, Patches, Target
 from tests.support import toy
 
@@ -143,7 +144,7 @@ def test_a_model_is_the_same_by_splash_attention_and_by_the_dense_softmax(rng, s
         cfg = config.replace(attention=how)
         memory = crem.compress(cfg, params, context)
         hidden, _ = crem.decode(cfg, params, memory, target, z)
-        return memory.embedding(), crem.logits(cfg, params, hidden)
+        return pool_traced(memory.chorus), crem.logits(cfg, params, hidden)
 
     (dense, dense_logits), (flash, flash_logits) = (
         jax.jit(functools.partial(outputs, how))(params) for how in ("xla", "splash")

@@ -11,6 +11,7 @@ import pytest
 
 from crem_jax.config import STYLES
 from crem_jax.model.decoder import empty_cache
+from crem_jax.model.pooling import pool_traced
 from crem_jax.types import CHORUS, CONTEXT, PAD, TARGET
 from tests.support import hf_models as hf
 from tests.support import samples
@@ -53,7 +54,7 @@ def test_the_embedding_equals_the_one_pass_forward(oracle, rows, halves):
     hidden, _ = hf.ours(oracle, whole, False)
     mean = hidden[whole.region == CHORUS].reshape(len(rows), hf.K, -1).mean(axis=1)
     expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-    np.testing.assert_allclose(halves[0].embedding(), expected, atol=1e-5)
+    np.testing.assert_allclose(pool_traced(halves[0].chorus), expected, atol=1e-5)
 
 
 def test_a_text_only_bucket_equals_the_same_text_in_a_picture_bucket(oracle, rows, halves):
@@ -61,7 +62,9 @@ def test_a_text_only_bucket_equals_the_same_text_in_a_picture_bucket(oracle, row
     context, target = hf.split(oracle, text, 16, 0, TARGETS)
     assert context.patches is None
     memory = hf.compress(oracle.config, oracle.params, context)
-    np.testing.assert_allclose(memory.embedding()[0], halves[0].embedding()[2], atol=1e-5)
+    np.testing.assert_allclose(
+        pool_traced(memory.chorus)[0], pool_traced(halves[0].chorus)[2], atol=1e-5
+    )
     expected = hf.answers(oracle, *halves, [0, 0, 0, 1])
     got = hf.answers(oracle, memory, target, [0, 1, 0, 0])
     real = target.valid[0]
@@ -136,7 +139,9 @@ def test_k_of_the_chorus_equals_compressing_with_k_tokens(oracle, rows, halves, 
     few = dataclasses.replace(oracle, config=oracle.config.replace(num_chorus=k))
     context, _ = hf.split(few, rows, SLOTS, PATCHES, TARGETS)
     reference = hf.compress(few.config, few.params, context)
-    np.testing.assert_allclose(memory.embedding(k), reference.embedding(), atol=1e-5)
+    np.testing.assert_allclose(
+        pool_traced(memory.chorus, k), pool_traced(reference.chorus), atol=1e-5
+    )
     for z in (False, True):
         expected = hf.answers(few, reference, target, z)[target.valid]
         truncated = hf.answers(oracle, memory.truncate(k), target, z)[target.valid]

@@ -10,6 +10,7 @@ from PIL import Image
 import crem_jax
 from crem_jax import trees
 from crem_jax.model.int8 import quantise
+from crem_jax.model.pooling import pool_traced
 from tests.support import hf_models as hf
 from tests.support import samples
 from tests.support.cli_runner import crem
@@ -67,7 +68,7 @@ def outputs(oracle, params) -> tuple[np.ndarray, np.ndarray]:
     z = jnp.array([False, True, False, True])
     hidden, _ = hf.decode(oracle.config, params, memory, target, z)
     logits = np.asarray(hf.logits(oracle.config, params, hidden))
-    return np.asarray(memory.embedding()), logits[target.valid]
+    return np.asarray(pool_traced(memory.chorus)), logits[target.valid]
 
 
 def test_the_model_computes_with_the_rounded_kernels(oracle, served):

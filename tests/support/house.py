@@ -53,7 +53,6 @@ MEMBERS = {
         "flops",
         "lazy_array",
         "mesh",
-        "pooling",
         "processes",
         "trees",
         "types",

@@ -17,6 +17,7 @@ from crem_jax import trees
 from crem_jax.config import ConfigError
 from crem_jax.data.batches.stream import Stream
 from crem_jax.model import crem
+from crem_jax.model.pooling import pool_traced
 from crem_jax.train.objective import cross_entropy, joint_loss
 from crem_jax.train.objective.info_nce import info_nce
 from crem_jax.train.objective.step import LossConfig, TrainState, init_params, loss_fn, train_step
@@ -179,7 +180,7 @@ def test_p_compressed_of_zero_or_one_trains_one_mode_alone(params, batch, memori
 
 
 def retrieval_by_hand(batch, memories, k, symmetric: bool) -> float:
-    vectors = np.concatenate([memory.embedding(k) for memory in memories.values()])
+    vectors = np.concatenate([pool_traced(memory.chorus, k) for memory in memories.values()])
     named = batch.positive_hash, batch.candidate_hash
     valid = batch.query_row >= 0, batch.candidate_row >= 0
     chosen = vectors[batch.query_row], vectors[batch.candidate_row]

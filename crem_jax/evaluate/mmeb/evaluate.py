@@ -23,7 +23,7 @@ from crem_jax.evaluate.mmeb.scoring import rank
 from crem_jax.evaluate.mmeb.summary import Score, from_json, score, to_json
 from crem_jax.evaluate.progress import Counting, quiet
 from crem_jax.files import write_json
-from crem_jax.pooling import normalise
+from crem_jax.model.pooling import normalise
 
 if TYPE_CHECKING:
     from crem_jax.inference.model import Model

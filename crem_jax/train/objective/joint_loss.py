@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from crem_jax.config import ConfigError, ModelConfig
 from crem_jax.model import crem
-from crem_jax.pooling import pool_traced
+from crem_jax.model.pooling import pool_traced
 from crem_jax.train.objective import cross_entropy
 from crem_jax.train.objective.info_nce import Metrics, info_nce
 from crem_jax.types import Batch, Target
