@@ -3,7 +3,8 @@
 The query is words, a picture (--image), or both: words about the picture. Pictures of a folder that
 cannot be read are named on stderr and left out. A library (see `crem index`) answers at once, from
 what it has stored: --where chooses among its entries by a condition on id, uri, text, width,
-height, source or metadata, and --ask asks each match a question.
+height, source or metadata, --exact compares with all of them rather than ask an index, and --ask
+asks each match a question.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder, subfolders included, or what `crem index` made",
     )
     parser.add_argument("--where", metavar="SQL", help="a condition on the entries of a library")
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="compare with every entry of a library, on accelerators where there are any",
+    )
     parser.add_argument("--ask", metavar="QUESTION", help="ask each match, of a library")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="how many (default 5)")
     parser.add_argument(
@@ -71,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     for name in ("where", "ask"):
         if getattr(args, name) is not None:
             raise CremError(f"--{name} needs a library; {args.folder} is none")
+    if args.exact:
+        raise CremError(f"--exact needs a library; {args.folder} is none: all of it is compared")
     paths = pictures_in(args.folder)
 
     from crem_jax.commands.output import print_json, print_table

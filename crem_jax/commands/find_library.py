@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
     model = load(args.model, args.step, weights=args.weights)
     image = Path(args.image) if args.image else None
     query = Item(text=args.words or "", images=(image,) if image else ())
-    hits = library.find(model, query, args.k, args.top, args.where)
+    hits = library.find(model, query, args.k, args.top, args.where, args.exact)
     answers = [""] * len(hits)
     if args.ask is not None:
         answers = library.ask(model, [hit.entry.id for hit in hits], args.ask, args.k)

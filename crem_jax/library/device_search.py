@@ -1,8 +1,11 @@
-"""Search among vectors that are kept in the memory of accelerators, split over a mesh."""
+"""Exact search on accelerators: a library's vectors are kept in their memory, split over a mesh."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import threading
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,68 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crem_jax.errors import CremError
+from crem_jax.library.entry import Hit
+from crem_jax.library.stores.protocols import Entries
+from crem_jax.mesh import make_mesh
+
+_ROWS = 1024  # rows of a device come in multiples: a library that grows is compiled for rarely
+
+
+def accelerators() -> list[jax.Device]:
+    """This process's devices, CPUs left out."""
+    return [device for device in jax.local_devices() if device.platform != "cpu"]
+
+
+class DeviceSearch:
+    """Searches a library's entries by comparing a query with all of them, on devices.
+
+    The vectors are read when a column is first searched, and again when the library has changed;
+    those of a database that cannot tell (`Entries.version`), at every search. Threads may search
+    at once.
+
+    Args:
+      devices: that share the vectors; None is all of this process.
+    """
+
+    def __init__(self, entries: Entries, devices: Sequence[jax.Device] | None = None):
+        self._entries, self._mesh = entries, make_mesh(devices=devices or jax.local_devices())
+        self._lock = threading.Lock()  # of what follows
+        self._loaded: dict[str, tuple[int, np.ndarray, DeviceVectors]] = {}
+
+    def search(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
+        """The entries nearest to a float32 [D] query by cosine, best first.
+
+        Args:
+          column: of the vectors. where: a condition in the database's own language.
+        """
+        ids, vectors = self._load(column)
+        chosen = np.ones(len(ids), bool)
+        if where is not None:
+            named = [batch["id"] for batch in self._entries.scan(["id"], where)]
+            chosen = np.isin(ids, np.concatenate(named or [ids[:0]]))
+        top = min(top, int(chosen.sum()))
+        if not top:
+            return []
+        (rows,), (scores,) = vectors.search(vector[None], top, only=chosen)
+        entries = self._entries.get(ids[rows].tolist())
+        return [
+            Hit(dataclasses.replace(entry, vectors=np.zeros((0, 0), np.float16)), float(score))
+            for entry, score in zip(entries, scores, strict=True)
+            if entry is not None  # deleted meanwhile
+        ]
+
+    def _load(self, column: str) -> tuple[np.ndarray, DeviceVectors]:
+        """The ids and vectors of the newest version."""
+        with self._lock:
+            version = self._entries.version()
+            known, ids, vectors = self._loaded.get(column, (None, None, None))
+            if version is None or known != version:
+                batches = list(self._entries.scan(["id", column]))
+                ids = np.concatenate([batch["id"] for batch in batches] or [np.zeros(0, object)])
+                stored = [batch[column] for batch in batches] or [np.zeros((0, 1), np.float16)]
+                vectors = DeviceVectors(np.concatenate(stored), self._mesh, "float16")
+                self._loaded[column] = version, ids, vectors
+            return ids, vectors
 
 
 class DeviceVectors:
@@ -26,19 +91,25 @@ class DeviceVectors:
 
     def __init__(self, vectors: np.ndarray, mesh: Mesh, dtype: str = "bfloat16"):
         self.count, dim = vectors.shape
-        padded = -(-self.count // mesh.size) * mesh.size
+        unit = mesh.size * _ROWS
+        padded = max(-(-self.count // unit), 1) * unit
         rows = np.zeros((padded, dim), jnp.dtype(dtype))
         rows[: self.count] = vectors
-        self._mesh = mesh
-        self._rows = jax.device_put(rows, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+        self._mesh, self._by_rows = mesh, NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._rows = jax.device_put(rows, self._by_rows)
 
     def search(
-        self, queries: np.ndarray, top: int, recall: float = 1.0
+        self,
+        queries: np.ndarray,
+        top: int,
+        recall: float = 1.0,
+        only: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers int32 [q, top] and cosines float32 [q, top], best first.
 
         Args:
           queries: float32 [q, D]. top: at most the number of vectors.
+          only: bool [n], the rows to search, at least `top` of them; None is all.
 
         Raises:
           ValueError: `top` or `recall` is out of range.
@@ -47,21 +118,25 @@ class DeviceVectors:
             raise CremError(f"top = {top} is not in 1..{self.count} (vectors)")
         if not 0 < recall <= 1:
             raise CremError(f"recall = {recall} is not above 0 and at most 1")
+        real = np.zeros(len(self._rows), bool)
+        real[: self.count] = True if only is None else only
         queries = jnp.asarray(queries, jnp.float32)
-        scores, rows = _search(self._mesh, self.count, top, recall, self._rows, queries)
+        real = jax.device_put(real, self._by_rows)
+        scores, rows = _search(self._mesh, top, recall, self._rows, real, queries)
         return np.asarray(rows), np.asarray(scores)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _search(mesh: Mesh, count: int, top: int, recall: float, rows: jax.Array, queries: jax.Array):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _search(
+    mesh: Mesh, top: int, recall: float, rows: jax.Array, real: jax.Array, queries: jax.Array
+):
     axes = mesh.axis_names
 
-    def own(part: jax.Array, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def own(part: jax.Array, real: jax.Array, queries: jax.Array) -> tuple[jax.Array, jax.Array]:
         first = jax.lax.axis_index(axes) * len(part)
         scores = jnp.einsum(
             "QD,RD->QR", queries, part.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
         )
-        real = first + jnp.arange(len(part)) < count
         scores = jnp.where(real, scores, -jnp.inf)
         k = min(top, len(part))
         if recall < 1:
@@ -76,7 +151,7 @@ def _search(mesh: Mesh, count: int, top: int, recall: float, rows: jax.Array, qu
     return jax.shard_map(
         own,
         mesh=mesh,
-        in_specs=(PartitionSpec(axes), PartitionSpec()),
+        in_specs=(PartitionSpec(axes), PartitionSpec(axes), PartitionSpec()),
         out_specs=PartitionSpec(),
         check_vma=False,
-    )(rows, queries)
+    )(rows, real, queries)

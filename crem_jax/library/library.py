@@ -17,6 +17,7 @@ from crem_jax.library.stores.protocols import Entries, Memories
 
 if TYPE_CHECKING:
     from crem_jax.inference.model import Model
+    from crem_jax.library.device_search import DeviceSearch
 
 MEMORIES = "memories"
 """The table that every library has."""
@@ -33,6 +34,7 @@ class Library:
 
     def __init__(self, info: LibraryInfo, entries: Entries, memories: Memories):
         self.info, self._entries, self._memories = info, entries, memories
+        self._on_devices: DeviceSearch | None = None
 
     # writing
 
@@ -76,7 +78,12 @@ class Library:
         return self._entries.scan(columns, where)
 
     def search(
-        self, vector: np.ndarray, k: int | None = None, top: int = 5, where: str | None = None
+        self,
+        vector: np.ndarray,
+        k: int | None = None,
+        top: int = 5,
+        where: str | None = None,
+        exact: bool = False,
     ) -> list[Hit]:
         """The entries nearest to an embedding, best first.
 
@@ -84,8 +91,20 @@ class Library:
           vector: float32 [D], L2-normalised. k: the prefix it was made with; None is all K.
           where: a condition on id, uri, text, metadata, width, height or source (SQL of LanceDB; a
             Milvus expression there).
+          exact: compare the query with every entry, on accelerators where there are any, rather
+            than ask an index. They keep the vectors of the k that have been searched.
         """
-        return self._entries.search(np.asarray(vector, np.float32), k, top, where)
+        vector = np.asarray(vector, np.float32)
+        if not exact:
+            return self._entries.search(vector, k, top, where)
+        from crem_jax.library.device_search import DeviceSearch, accelerators
+
+        column, devices = self.info.column(k), accelerators()
+        if not devices and self._entries.searches_exactly:
+            return self._entries.search(vector, k, top, where, exact=True)
+        if self._on_devices is None:
+            self._on_devices = DeviceSearch(self._entries, devices or None)
+        return self._on_devices.search(vector, column, top, where)
 
     def find(
         self,
@@ -94,15 +113,19 @@ class Library:
         k: int | None = None,
         top: int = 5,
         where: str | None = None,
+        exact: bool = False,
     ) -> list[Hit]:
         """The entries nearest to an item (words, a picture, or both), best first.
+
+        Args:
+          k, top, where, exact: as for `search`.
 
         Raises:
           LibraryError: the library is of another model, or has no embeddings of k chorus tokens.
         """
         self.check_model(model)
         self.info.column(k)
-        return self.search(model.encode([query], k)[0], k, top, where)
+        return self.search(model.encode([query], k)[0], k, top, where, exact)
 
     def memories(self, ids: Sequence[str], dtype: str = "float32", k: int | None = None) -> Any:
         """The stored memories of some entries as one `types.Memory`, in the order of the ids.

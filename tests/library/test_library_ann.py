@@ -13,8 +13,8 @@ import pytest
 from crem_jax.library.ann import index as ann
 from crem_jax.library.ann.index import Neighbours
 from crem_jax.library.ann.rotation import Rotation
-from crem_jax.library.device_search import DeviceVectors
-from crem_jax.library.entry import Entry, LibraryInfo
+from crem_jax.library.device_search import DeviceSearch, DeviceVectors
+from crem_jax.library.entry import Entry, LibraryError, LibraryInfo
 from crem_jax.library.stores import lance
 
 DIM = 192
@@ -234,6 +234,33 @@ def test_searches_go_on_while_the_library_changes(rng, tmp_path):
     assert all(search.result() > 3 for search in searches)
 
 
+def test_exact_search_on_devices_finds_what_the_table_finds_after_every_change(rng, tmp_path):
+    info = LibraryInfo("f" * 32, "m", 1, DIM, (1,), "none", 1)
+    db = lance.connect(tmp_path / "db")
+    lance.create(db, info)
+    entries = lance.LanceEntries(db, info, tmp_path / "ann")
+    devices = DeviceSearch(entries)
+    vectors = clustered(rng, 300)
+    query = vectors[7].astype(np.float32)
+    assert devices.search(query, "vector_1", 5, None) == []
+    for change in (
+        lambda: entries.put([Entry(str(i), vectors[i][None], width=i) for i in range(200)]),
+        lambda: entries.put([Entry("7", vectors[8][None]), Entry("new", vectors[250][None])]),
+        lambda: entries.delete([str(i) for i in range(20, 40)]),
+    ):
+        change()
+        for where in (None, "width >= 90"):
+            got = devices.search(query, "vector_1", 5, where)
+            expected = entries.search(query, None, 5, where, exact=True)
+            assert [hit.entry.id for hit in got] == [hit.entry.id for hit in expected]
+            np.testing.assert_allclose(
+                [hit.score for hit in got], [hit.score for hit in expected], atol=1e-3
+            )
+    assert len(devices.search(query, "vector_1", 5, "width = 90")) == 1
+    with pytest.raises(LibraryError, match="the condition 'nonsense ===' cannot be used"):
+        devices.search(query, "vector_1", 5, "nonsense ===")
+
+
 def test_devices_find_what_numpy_finds(rng):
     vectors, queries = clustered(rng, 203), clustered(rng, 6).astype(np.float32)
     mesh = jax.make_mesh((jax.device_count(),), ("rows",))
@@ -242,6 +269,11 @@ def test_devices_find_what_numpy_finds(rng):
     expected = queries @ vectors.astype(np.float32).T
     np.testing.assert_array_equal(rows, np.argsort(-expected, axis=1, kind="stable")[:, :7])
     np.testing.assert_allclose(scores, np.sort(expected, axis=1)[:, ::-1][:, :7], atol=1e-5)
+    odd = np.arange(203) % 2 == 1
+    rows, _ = on_devices.search(queries, 7, only=odd)
+    some = np.where(odd, expected, -np.inf)
+    np.testing.assert_array_equal(rows, np.argsort(-some, axis=1, kind="stable")[:, :7])
+    rows, _ = on_devices.search(queries, 7)
     near, _ = on_devices.search(queries, 7, recall=0.9)
     assert np.mean([len(set(a) & set(b)) / 7 for a, b in zip(near, rows, strict=True)]) > 0.8
     for wrong in ({"top": 0}, {"top": 204}, {"top": 3, "recall": 0.0}):

@@ -242,6 +242,8 @@ def test_the_verbs_index_find_tell_and_look_after_a_library(
     got = crem(capsys, *find, "--where", "id LIKE 'zoo/%'", "--json").json
     assert sorted(hit["id"] for hit in got["results"]) == ["zoo/c.png", "zoo/d.png"]
     assert "zoo/c.png" in crem(capsys, *find).out
+    exact = crem(capsys, *find, "--where", "id LIKE 'zoo/%'", "--exact", "--json").json
+    assert exact["results"] == got["results"]
     refused = crem(capsys, *find, "--dim", 8)
     assert refused.code == 2 and f"--dim 8 needs a folder; {place} is a library" in refused.err
     tell = ("tell", tiny_model_dir, QUESTION, "--in", place, "--id", hit["id"], "--k", 2)
@@ -268,6 +270,7 @@ def test_the_verbs_index_find_tell_and_look_after_a_library(
         (("tell", "M", "q", "--in", "nowhere", "--id", "x"), "nowhere is no library"),
         (("library", "stats", "nowhere"), "nowhere is no library; `crem index` makes one"),
         (("find", "M", "w", "--in", "nowhere", "--ask", "q"), "--ask needs a library"),
+        (("find", "M", "w", "--in", "nowhere", "--exact"), "--exact needs a library"),
         (("index", "M", "s", "--library", "l", "--shard", "2/2"), "'2/2' is not I/N"),
         (("index", "M", "s", "--library", "l", "--ks", "4,x"), "'4,x' is not a list of whole"),
     ],

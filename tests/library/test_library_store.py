@@ -164,9 +164,10 @@ def test_search_equals_sorting_by_cosine(rng, place, k):
         ("width > 1000", ()),
     ):
         order = sorted(chosen, key=lambda i: -scores[i])[:5]
-        hits = lib.search(query, k, 5, where)
-        assert [hit.entry.id for hit in hits] == [own[i].id for i in order]
-        np.testing.assert_allclose([h.score for h in hits], scores[order], atol=1e-3)
+        for exact in (False, True):
+            hits = lib.search(query, k, 5, where, exact)
+            assert [hit.entry.id for hit in hits] == [own[i].id for i in order]
+            np.testing.assert_allclose([h.score for h in hits], scores[order], atol=1e-3)
 
 
 def test_conditions_reach_into_metadata(rng, place):

@@ -78,6 +78,8 @@ class LanceEntries:
       exact_up_to: rows compared one by one.
     """
 
+    searches_exactly = True
+
     def __init__(self, db: Any, info: LibraryInfo, cache: Path, exact_up_to: int = EXACT_UP_TO):
         self._db, self._table = db, db.open_table(ENTRIES)
         self._info, self._cache, self._exact_up_to = info, cache, exact_up_to
@@ -126,14 +128,22 @@ class LanceEntries:
                 yield {name: tables.to_numpy(batch.column(name)) for name in columns}
 
     def search(
-        self, vector: np.ndarray, k: int | None, top: int, where: str | None = None
+        self,
+        vector: np.ndarray,
+        k: int | None,
+        top: int,
+        where: str | None = None,
+        exact: bool = False,
     ) -> list[Hit]:
         column = self._info.column(k)
-        return tables.reading(lambda: self._search(vector, column, top, where))
+        return tables.reading(lambda: self._search(vector, column, top, where, exact))
 
     def count(self, where: str | None = None) -> int:
         with tables.condition(where):
             return self._latest().count_rows(where)
+
+    def version(self) -> int:
+        return int(self._latest().version)
 
     def stats(self) -> dict[str, Any]:
         return {"entries": self.count(), **tables.sizes(self._latest())}
@@ -163,8 +173,10 @@ class LanceEntries:
         """A light `compact` while others may be reading and writing."""
         tables.optimize(self._latest(), _INDEXED[ENTRIES], timedelta(minutes=10))
 
-    def _search(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
-        if self.count() <= self._exact_up_to:
+    def _search(
+        self, vector: np.ndarray, column: str, top: int, where: str | None, exact: bool
+    ) -> list[Hit]:
+        if self.count() <= self._exact_up_to or exact:
             return self._exact(vector, column, top, where)
         view = self._view(column)
         keys, scores = view.indexes[column].search(vector, top, view.chosen(column, where))

@@ -72,6 +72,8 @@ class MilvusEntries:
         what Milvus refuses.
     """
 
+    searches_exactly = False
+
     def __init__(self, info: LibraryInfo):
         self._info, self._name = info, _collection(info)
         # Whoever opens a Milvus Lite file that is not there makes it.
@@ -136,8 +138,15 @@ class MilvusEntries:
                 pages.close()
 
     def search(
-        self, vector: np.ndarray, k: int | None, top: int, where: str | None = None
+        self,
+        vector: np.ndarray,
+        k: int | None,
+        top: int,
+        where: str | None = None,
+        exact: bool = False,
     ) -> list[Hit]:
+        if exact:
+            raise LibraryError("Milvus searches as its index does; expected exact=False")
         with _asking(self._info, where):
             (rows,) = self._client.search(
                 self._name,
@@ -153,6 +162,9 @@ class MilvusEntries:
         with _asking(self._info, where):
             (row,) = self._client.query(self._name, filter=where or "", output_fields=["count(*)"])
         return int(row["count(*)"])
+
+    def version(self) -> None:
+        """Milvus does not tell."""
 
     def stats(self) -> dict[str, Any]:
         return {"entries": self.count(), "milvus": self._info.vectors, "collection": self._name}

@@ -14,7 +14,13 @@ from crem_jax.library.entry import Entry, Hit
 
 
 class Entries(Protocol):
-    """Vectors and what is known of them. Every call returns when the data is safe."""
+    """Vectors and what is known of them. Every call returns when the data is safe.
+
+    Attributes:
+      searches_exactly: whether `search` can be asked to.
+    """
+
+    searches_exactly: bool
 
     def put(self, entries: Sequence[Entry]) -> None:
         """Adds entries; those of known ids are replaced. The same call twice changes nothing."""
@@ -30,17 +36,28 @@ class Entries(Protocol):
     ) -> Iterator[Mapping[str, np.ndarray]]:
         """All entries in batches of columns; a vector column is float16 [n, D]."""
 
-    def search(self, vector: np.ndarray, k: int | None, top: int, where: str | None) -> list[Hit]:
+    def search(
+        self,
+        vector: np.ndarray,
+        k: int | None,
+        top: int,
+        where: str | None = None,
+        exact: bool = False,
+    ) -> list[Hit]:
         """The entries nearest to a float32 [D] query by cosine, best first.
 
         Args:
           k: which prefix's embeddings. where: a condition in the database's own language.
+          exact: compare the query with every entry; only where `searches_exactly`.
 
         Raises:
           LibraryError: no such k, or a condition it cannot read.
         """
 
     def count(self, where: str | None = None) -> int: ...
+
+    def version(self) -> int | None:
+        """Another number after every change; None if the database does not tell."""
 
     def stats(self) -> dict[str, Any]: ...
 
