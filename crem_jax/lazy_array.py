@@ -6,16 +6,14 @@ mesh all read it piece by piece, so none of them holds more than a few pieces at
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-T = TypeVar("T")
 Index = tuple[slice, ...]
 """One slice with explicit bounds for each axis."""
 
@@ -115,19 +113,6 @@ def materialise(tree: Any, dtype: Any = None, shardings: Any = None) -> Any:
     if shardings is None:
         return jax.tree.map(whole, tree)
     return jax.tree.map(spread, tree, shardings)
-
-
-def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """The results of calls, each made in a thread while the one before is being used."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for call in calls:
-            begun = pool.submit(call)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = begun
-        if waiting is not None:
-            yield waiting.result()
 
 
 def same(one: LazyArray, other: LazyArray) -> bool:

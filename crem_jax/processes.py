@@ -1,4 +1,4 @@
-"""Work spread over processes, none of which can take the others down.
+"""Work spread over processes, none of which can take the others down; and read ahead in threads.
 
 A worker that crashes or is stuck costs what it was doing at that moment and nothing else; workers
 end with the process that started them, however that ends.
@@ -16,11 +16,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from multiprocessing import connection
 from typing import Any, TypeVar
 
 Task = TypeVar("Task")
 Message = TypeVar("Message")
+Result = TypeVar("Result")
 _POLL = 0.5
 _READY, _DONE = "ready", "done"
 
@@ -188,3 +190,26 @@ def _serve(work: Callable[[Any], Iterable[Any]], pipe: connection.Connection) ->
                 pipe.send(_Raised(error))
             else:
                 pipe.send(_DONE)
+
+
+def read_ahead(
+    threads: Executor, call: Callable[[Task], Result], batches: Iterable[Iterable[Task]]
+) -> Iterator[list[Result]]:
+    """The results of `call` for the tasks of each batch, in order.
+
+    The tasks of the next batch are worked on in `threads` while those of one are in use; so the
+    results of two batches are in memory.
+    """
+    waiting: list[Future[Result]] | None = None
+    following: list[Future[Result]] = []
+    try:
+        for batch in batches:
+            following = [threads.submit(call, task) for task in batch]
+            if waiting is not None:
+                yield [future.result() for future in waiting]
+            waiting = following
+        if waiting is not None:
+            yield [future.result() for future in waiting]
+    finally:  # where a task has failed, or nobody wants more
+        for future in following:
+            future.cancel()

@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from flax import traverse_util
+
 from crem_jax.errors import CremError
 
 T = TypeVar("T")
@@ -24,17 +26,7 @@ class TreeError(CremError):
 
 def flatten(tree: Tree) -> dict[str, Any]:
     """Leaves by path, sorted by path. Empty subtrees vanish."""
-    leaves: dict[str, Any] = {}
-
-    def walk(prefix: str, node: Any) -> None:
-        if isinstance(node, Mapping):
-            for key, child in node.items():
-                walk(f"{prefix}/{key}" if prefix else str(key), child)
-        else:
-            leaves[prefix] = node
-
-    walk("", tree)
-    return dict(sorted(leaves.items()))
+    return dict(sorted(traverse_util.flatten_dict(tree, sep="/").items()))
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,18 +35,11 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       TreeError: one path is a prefix of another.
     """
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise TreeError(f"{path}: {parent!r} is a leaf and a subtree at once")
-        if name in node:
+    parents = {path[:i] for path in leaves for i, letter in enumerate(path) if letter == "/"}
+    for path in leaves:
+        if path in parents:
             raise TreeError(f"{path}: is a leaf and a subtree at once")
-        node[name] = leaf
-    return tree
+    return traverse_util.unflatten_dict(dict(leaves), sep="/")
 
 
 def match(

@@ -54,26 +54,6 @@ def open_hf(
     return config, params, read_tokenizer(directory)
 
 
-def import_hf(
-    directory: str | os.PathLike, *, dtype: str = "float32", shardings: Any = None
-) -> tuple[ModelConfig, crem.Params, PreTrainedTokenizerFast]:
-    """A model in memory.
-
-    Args:
-      dtype: of the parameters.
-      shardings: of the parameters on a device mesh (see `mesh.param_shardings`); each process reads
-        its own shards alone. None gives numpy arrays.
-
-    Returns:
-      The config, the parameters, and the tokenizer.
-
-    Raises:
-      As `open_hf`.
-    """
-    config, params, tokenizer = open_hf(directory)
-    return config, lazy_array.materialise(params, DTYPES[dtype], shardings), tokenizer
-
-
 def read_tokenizer(directory: str | os.PathLike) -> PreTrainedTokenizerFast:
     """The tokenizer of a model directory.
 

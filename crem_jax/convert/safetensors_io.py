@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from crem_jax import lazy_array
 from crem_jax.convert.table import WeightsError
 from crem_jax.lazy_array import Index, LazyArray
+from crem_jax.processes import read_ahead
 
 _SYNC_BYTES = 256 << 20
 SINGLE = "model.safetensors"
@@ -152,15 +152,11 @@ def _write_shard(
         header[name] = {"dtype": kind, "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
+    with ThreadPoolExecutor(1) as thread, open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         unsynced = 0
-        reads = (
-            functools.partial(tensor.read, index)
-            for tensor in tensors.values()
-            for index in tensor.pieces()
-        )
-        for piece in lazy_array.ahead(reads):
+        pieces = ([(t, index)] for t in tensors.values() for index in t.pieces())
+        for (piece,) in read_ahead(thread, lambda piece: piece[0].read(piece[1]), pieces):
             file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
             on_bytes(piece.nbytes)
             unsynced += piece.nbytes

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,7 @@ from crem_jax.errors import CremError
 from crem_jax.evaluate.progress import Counting, quiet
 from crem_jax.inference.batches import Shape, fill_batch, plan_batches, shape_of
 from crem_jax.model.pooling import pool
+from crem_jax.processes import read_ahead
 
 if TYPE_CHECKING:
     from crem_jax.data.inputs.padding import ContextRow
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Work:
-    """An item to compress; None is a context without any. place: where it is from, for errors."""
+class LocatedItem:
+    """An item to compress, and where it is from.
+
+    Attributes:
+      item: None is the bare opening of a conversation. place: for errors.
+    """
 
     item: Item | None
     place: str
@@ -32,7 +36,7 @@ class Work:
 
 def encode_missing(
     runner: Runner,
-    work: Mapping[bytes, Work],
+    work: Mapping[bytes, LocatedItem],
     cache: EmbeddingCache,
     *,
     k: int | None = None,
@@ -69,7 +73,9 @@ def encode_missing(
     return len(keys)
 
 
-def shapes_of(threads: ThreadPoolExecutor, runner: Runner, work: Sequence[Work]) -> list[Shape]:
+def shapes_of(
+    threads: ThreadPoolExecutor, runner: Runner, work: Sequence[LocatedItem]
+) -> list[Shape]:
     """What each item will be padded to, from the headers of its pictures.
 
     Raises:
@@ -77,7 +83,7 @@ def shapes_of(threads: ThreadPoolExecutor, runner: Runner, work: Sequence[Work])
     """
     merge = runner.config.vision.merge_size**2
 
-    def shape(one: Work) -> Shape | str:
+    def shape(one: LocatedItem) -> Shape | str:
         try:
             draft = runner.prompter.check(one.item)
         except ValueError as error:
@@ -95,29 +101,21 @@ def shapes_of(threads: ThreadPoolExecutor, runner: Runner, work: Sequence[Work])
 def prepared(
     threads: ThreadPoolExecutor,
     runner: Runner,
-    work: Sequence[Work],
+    work: Sequence[LocatedItem],
     batches: Iterator[tuple[list[int], int]],
 ) -> Iterator[tuple[list[int], int, list[ContextRow]]]:
     """Batches with their rows; those of the next one are made meanwhile."""
 
-    def prepare(one: Work) -> ContextRow:
+    def prepare(one: LocatedItem) -> ContextRow:
         try:
             return runner.prompter.context(one.item)
         except ValueError as error:
             raise CremError(f"{one.place}: {error}") from error
 
-    def begin(batch: tuple[list[int], int] | None) -> list[Future]:
-        return [threads.submit(prepare, work[i]) for i in batch[0]] if batch else []
-
-    current, futures = next(batches, None), []
-    futures = begin(current)
-    for following in itertools.chain(batches, [None]):
-        if current is None:
-            return
-        rows = [future.result() for future in futures]
-        futures = begin(following)
-        yield *current, rows
-        current = following
+    planned = list(batches)
+    items = ([work[i] for i in chosen] for chosen, _ in planned)
+    for (chosen, size), rows in zip(planned, read_ahead(threads, prepare, items), strict=True):
+        yield chosen, size, rows
 
 
 def _embed(runner: Runner, rows: Sequence[ContextRow], size: int, k: int | None) -> np.ndarray:

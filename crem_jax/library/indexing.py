@@ -8,7 +8,6 @@ and the next run encodes exactly what is missing.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from crem_jax.library.entry import Entry, LibraryError, LibraryInfo
 from crem_jax.library.index_source import IndexItem, IndexItemError, IndexSource, thumbnail
 from crem_jax.library.library import Library
 from crem_jax.model.pooling import pool
+from crem_jax.processes import read_ahead
 
 if TYPE_CHECKING:
     from crem_jax.inference.model import Model
@@ -89,8 +89,8 @@ def index(
     done = IndexStats()
     numbers = range(shard[0], len(source), shard[1])
     batches = 0
-    with ThreadPoolExecutor(workers) as pool:
-        for ready in _chunks(pool, model, source, numbers, known, batch):
+    with ThreadPoolExecutor(workers) as threads:
+        for ready in _chunks(threads, model, source, numbers, known, batch):
             fresh = []
             for one in ready:
                 twice = f"its id {one.id!r} was given before" if one.id in seen else ""
@@ -166,7 +166,7 @@ def _check_source(name: str, known: Mapping[str, tuple[str, str]], source: str) 
 
 
 def _chunks(
-    pool: ThreadPoolExecutor,
+    threads: ThreadPoolExecutor,
     model: Model,
     source: IndexSource,
     numbers: Sequence[int],
@@ -189,14 +189,8 @@ def _chunks(
         except ValueError as error:
             return _PreparedItem(number, name, error=str(error).removeprefix("<bytes>: "))
 
-    def begin(span: Sequence[int]) -> list:
-        return [pool.submit(prepare, number) for number in span]
-
-    spans = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-    following = begin(spans[0]) if spans else []
-    for span in itertools.chain(spans[1:], [()]):
-        current, following = following, begin(span)
-        yield [future.result() for future in current]
+    spans = (numbers[i : i + size] for i in range(0, len(numbers), size))
+    return read_ahead(threads, prepare, spans)
 
 
 def _store(model: Model, library: Library, source: str, ready: Sequence[_PreparedItem]) -> None:

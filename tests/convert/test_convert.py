@@ -21,7 +21,7 @@ from crem_jax.config import ConfigError
 from crem_jax.convert import config_json, table
 from crem_jax.convert.card import model_card
 from crem_jax.convert.chorus import add_chorus, chorus_tokens
-from crem_jax.convert.huggingface import export_hf, import_hf
+from crem_jax.convert.huggingface import export_hf
 from crem_jax.convert.safetensors_io import INDEX, SINGLE, Weights
 from crem_jax.data.inputs.padding import TargetRow, pad_contexts, pad_targets
 from crem_jax.data.inputs.prompt import Prompter
@@ -51,12 +51,12 @@ def assert_bit_equal(got: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 40_000], ids=["single", "sharded"])
 def test_there_and_back_is_bit_equal(oracle, tmp_path, max_shard_bytes):
-    config, params, tokenizer = import_hf(oracle.directory)
+    config, params, tokenizer = hf.read(oracle.directory)
     out = tmp_path / "out"
     export_hf(config, params, tokenizer, out, max_shard_bytes=max_shard_bytes)
     assert (out / INDEX).exists() == (max_shard_bytes < 10**9)
     assert_bit_equal(tensors(out), tensors(oracle.directory))
-    again, params_again, tokenizer_again = import_hf(out)
+    again, params_again, tokenizer_again = hf.read(out)
     assert again == config
     assert_bit_equal(trees.flatten(params_again), trees.flatten(params))
     assert tokenizer_again(TEXT)["input_ids"] == tokenizer(TEXT)["input_ids"]
@@ -72,7 +72,7 @@ def test_bfloat16_files_are_bit_equal_there_and_back(oracle, tmp_path):
     source = Path(shutil.copytree(oracle.directory, tmp_path / "source"))
     values = load_file(source / SINGLE)
     save_file({k: v.astype(ml_dtypes.bfloat16) for k, v in values.items()}, source / SINGLE)
-    config, params, tokenizer = import_hf(source)
+    config, params, tokenizer = hf.read(source)
     assert {leaf.dtype for leaf in trees.flatten(params).values()} == {np.dtype(np.float32)}
     export_hf(config, params, tokenizer, tmp_path / "out", dtype="bfloat16")
     assert_bit_equal(tensors(tmp_path / "out"), tensors(source))
@@ -88,8 +88,8 @@ def test_both_key_styles_read_the_same(oracle, tmp_path):
     }
     assert any(name.startswith("model.language_model.layers") for name in long)
     save_file(long, copy / SINGLE)
-    _, params, _ = import_hf(copy)
-    assert_bit_equal(trees.flatten(params), trees.flatten(import_hf(oracle.directory)[1]))
+    _, params, _ = hf.read(copy)
+    assert_bit_equal(trees.flatten(params), trees.flatten(hf.read(oracle.directory)[1]))
 
 
 def test_the_table_names_every_parameter_once():
@@ -104,7 +104,7 @@ def test_the_table_names_every_parameter_once():
 @pytest.fixture(scope="module")
 def exported(oracle, tmp_path_factory):
     """A CREM model, its directory, and a picture of a size that needs no resizing."""
-    config, params, tokenizer = import_hf(oracle.directory)
+    config, params, tokenizer = hf.read(oracle.directory)
     config, params, tokenizer = add_chorus(config, params, tokenizer, hf.K, seed=1)
     directory = tmp_path_factory.mktemp("export") / "model"
     card = {"name": "Tiny", "metrics": {"p1": 0.25, "elastic": {"4": 0.5}}, "data": ["emoji"]}
@@ -197,7 +197,7 @@ def test_the_card_refuses_unknown_facts(oracle):
 
 
 def test_chorus_takes_spare_rows_and_leaves_the_others_alone(oracle):
-    config, params, tokenizer = import_hf(oracle.directory)
+    config, params, tokenizer = hf.read(oracle.directory)
     new, changed, grown = add_chorus(config, params, tokenizer, 4, seed=3)
     assert new.text == config.text and new.chorus_ids == (263, 264, 265, 266)
     assert grown.convert_tokens_to_ids(chorus_tokens(4)) == list(new.chorus_ids)
@@ -212,7 +212,7 @@ def test_chorus_takes_spare_rows_and_leaves_the_others_alone(oracle):
 
 
 def test_too_few_spare_rows_grow_the_table_to_a_multiple_of_128(oracle, tmp_path):
-    config, params, tokenizer = import_hf(oracle.directory)
+    config, params, tokenizer = hf.read(oracle.directory)
     config, params, tokenizer = add_chorus(config, params, tokenizer, 16)
     assert config.text.vocab_size == 384 and config.first_chorus_id == 263
     for name in set(params["backbone"]) & {"embedding", "head"}:
@@ -225,12 +225,12 @@ def test_too_few_spare_rows_grow_the_table_to_a_multiple_of_128(oracle, tmp_path
 def test_a_model_that_has_its_chorus_stays_as_it_is(exported):
     config, params, tokenizer, directory, _ = exported
     assert add_chorus(config, params, tokenizer, 16) == (config, params, tokenizer)
-    read, _, _ = import_hf(directory)
+    read, _, _ = hf.read(directory)
     assert read.chorus_ids == config.chorus_ids
 
 
 def test_a_tokenizer_that_knows_the_chorus_keeps_its_rows(oracle):
-    config, params, tokenizer = import_hf(oracle.directory)
+    config, params, tokenizer = hf.read(oracle.directory)
     tokenizer.add_tokens([*chorus_tokens(4), "<|later|>"], special_tokens=True)
     new, _, same = add_chorus(config, params, tokenizer, 4)
     assert new.first_chorus_id == 263 and len(same) == len(tokenizer)

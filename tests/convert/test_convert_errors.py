@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from crem_jax import trees
 from crem_jax.convert import table
-from crem_jax.convert.huggingface import export_hf, import_hf
+from crem_jax.convert.huggingface import export_hf
 from crem_jax.convert.safetensors_io import INDEX, SINGLE, Weights, atomic_directory
 from crem_jax.convert.table import WeightsError
 from tests.support import hf_models as hf
@@ -41,7 +41,7 @@ def rewrite(directory: Path, change) -> None:
 
 def refuses(directory: Path, *words: str) -> None:
     with pytest.raises(WeightsError) as caught:
-        import_hf(directory)
+        hf.read(directory)
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -84,8 +84,8 @@ def test_the_same_tensor_under_two_names_is_refused(broken):
 
 def test_a_tied_head_is_accepted_where_it_equals_the_embedding(oracle, broken):
     rewrite(broken, lambda v: v.update({table.HEAD: v["model.embed_tokens.weight"].copy()}))
-    _, params, _ = import_hf(broken)
-    for path, leaf in trees.flatten(import_hf(oracle.directory)[1]).items():
+    _, params, _ = hf.read(broken)
+    for path, leaf in trees.flatten(hf.read(oracle.directory)[1]).items():
         np.testing.assert_array_equal(trees.flatten(params)[path], leaf)
     rewrite(broken, lambda v: v.update({table.HEAD: v["model.embed_tokens.weight"] + 1}))
     refuses(broken, "lm_head.weight differs from model.embed_tokens.weight")
@@ -162,7 +162,7 @@ def test_a_directory_without_weights_config_or_tokenizer_says_so(broken, tmp_pat
 
 
 def test_parameters_that_do_not_fit_the_config_are_not_written(oracle, tmp_path):
-    config, params, tokenizer = import_hf(oracle.directory)
+    config, params, tokenizer = hf.read(oracle.directory)
     params["backbone"]["more"] = np.zeros(3)
     with pytest.raises(WeightsError, match=r"extra \(1\): backbone/more"):
         export_hf(config, params, tokenizer, tmp_path / "out")
@@ -209,7 +209,7 @@ def count(size):
 if wait == "card":
     huggingface.model_card = stop
 huggingface.export_hf(
-    *huggingface.import_hf(sys.argv[1]), sys.argv[2], max_shard_bytes=20_000, on_bytes=count)
+    *hf_models.read(sys.argv[1]), sys.argv[2], max_shard_bytes=20_000, on_bytes=count)
 """
 
 
@@ -226,5 +226,5 @@ def test_a_killed_export_leaves_nothing_that_looks_complete(oracle, tmp_path, mo
     process.wait()
     assert not target.exists()
     assert not list(tmp_path.rglob("config.json"))
-    export_hf(*import_hf(oracle.directory), target)
+    export_hf(*hf.read(oracle.directory), target)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -21,7 +21,7 @@ from PIL import Image
 import crem_jax
 from crem_jax.data.records import Item
 from crem_jax.evaluate.embedding_cache import ContentKeys, EmbeddingCache
-from crem_jax.evaluate.encoding import Work, encode_missing
+from crem_jax.evaluate.encoding import LocatedItem, encode_missing
 from crem_jax.evaluate.mmeb.cases import read_cases
 from crem_jax.evaluate.mmeb.datasets import DATASETS, chosen
 from crem_jax.evaluate.mmeb.emoji_data import write
@@ -210,12 +210,12 @@ def test_an_embedding_that_is_not_finite_is_named_and_not_kept(model, tmp_path):
 
     cache = EmbeddingCache(tmp_path, "m", 32)
     with pytest.raises(ValueError, match="row 7: the embedding is not finite"):
-        encode_missing(Broken(), {b"k" * 16: Work(Item("a"), "row 7")}, cache)
+        encode_missing(Broken(), {b"k" * 16: LocatedItem(Item("a"), "row 7")}, cache)
     assert len(cache) == 0
 
 
 def test_shares_are_apart_and_leave_nothing_out(model, tmp_path):
-    work = {bytes([7 * i]) * 16: Work(Item(f"item {i}"), str(i)) for i in range(9)}
+    work = {bytes([7 * i]) * 16: LocatedItem(Item(f"item {i}"), str(i)) for i in range(9)}
     caches = [EmbeddingCache(tmp_path / str(i), "m", 32) for i in range(2)]
     made = [encode_missing(model.runner, work, caches[i], share=(i, 2)) for i in range(2)]
     assert made == [len(cache) for cache in caches] and sum(made) == 9 and min(made) > 0

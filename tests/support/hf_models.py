@@ -19,8 +19,9 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
+from crem_jax import lazy_array
 from crem_jax.config import ModelConfig
-from crem_jax.convert.huggingface import import_hf
+from crem_jax.convert.huggingface import open_hf
 from crem_jax.data.inputs.padding import pad_contexts, pad_targets
 from crem_jax.model import crem
 from crem_jax.model.crem import Crem
@@ -146,6 +147,12 @@ class Oracle:
     params: dict
 
 
+def read(directory: Path) -> tuple:
+    """Config, parameters as float32 numpy arrays, and tokenizer of a Hugging Face directory."""
+    config, params, tokenizer = open_hf(directory)
+    return config, lazy_array.materialise(params, np.float32), tokenizer
+
+
 @functools.cache
 def oracle(root: Path, seed: int, tied: bool, style: str = "qwen2_vl") -> Oracle:
     """A random model, written by transformers and read by us."""
@@ -153,7 +160,7 @@ def oracle(root: Path, seed: int, tied: bool, style: str = "qwen2_vl") -> Oracle
     model = random_model(np.random.default_rng([seed, tied]), tied, style)
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
-    config, params, _ = import_hf(directory)
+    config, params, _ = read(directory)
     config = config.replace(num_chorus=K, first_chorus_id=VOCAB - K)
     return Oracle(model, directory, config, jax.tree.map(jnp.asarray, params))
 

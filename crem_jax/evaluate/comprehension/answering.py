@@ -13,7 +13,7 @@ from crem_jax.data.records import Item
 from crem_jax.errors import CremError
 from crem_jax.evaluate.comprehension.benchmarks import prompt
 from crem_jax.evaluate.comprehension.tables import Question
-from crem_jax.evaluate.encoding import Work, prepared, shapes_of
+from crem_jax.evaluate.encoding import LocatedItem, prepared, shapes_of
 from crem_jax.inference.batches import fill_batch, plan_batches
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def answer_all(
         None if mode == NATIVE else k or model.config.num_chorus for mode in modes
     ]
     members = list(groups.values())
-    work = [Work(_pictures(group[0]), f"index {group[0].index}") for group in members]
+    work = [LocatedItem(_pictures(group[0]), f"index {group[0].index}") for group in members]
     with ThreadPoolExecutor(workers) as pool:
         shapes = shapes_of(pool, model.runner, work)
         for group, one in zip(members, work, strict=True):
@@ -136,7 +136,7 @@ def _pictures(question: Question) -> Item | None:
     return Item(images=pictures) if pictures else None
 
 
-def _check(model: Model, work: Work, group: Sequence[Question], kind: str) -> None:
+def _check(model: Model, work: LocatedItem, group: Sequence[Question], kind: str) -> None:
     """Raises ValueError for a question that is empty or does not fit the model."""
     draft = model.runner.prompter.draft(work.item)
     seen, limit = draft.fixed + draft.visual, model.config.text.max_positions

@@ -15,7 +15,7 @@ import numpy as np
 from crem_jax import distributed
 from crem_jax.errors import CremError
 from crem_jax.evaluate.embedding_cache import ContentKeys, EmbeddingCache
-from crem_jax.evaluate.encoding import Work, encode_missing
+from crem_jax.evaluate.encoding import LocatedItem, encode_missing
 from crem_jax.evaluate.mmeb.cases import Cases, read_cases
 from crem_jax.evaluate.mmeb.datasets import DATASETS, Dataset
 from crem_jax.evaluate.mmeb.layouts import write_leaderboard, write_score
@@ -78,10 +78,10 @@ def evaluate(
     earlier = _earlier(out / SCORES, conditions, datasets)
     cases = [read_cases(dataset, root, image_root, limit) for dataset in datasets]
     keys = _keys(cases, root, workers)
-    work: dict[bytes, Work] = {}
+    work: dict[bytes, LocatedItem] = {}
     for one, own in zip(cases, keys, strict=True):
         for key, item, place in zip(own, one.items, one.places, strict=True):
-            work.setdefault(key, Work(item, f"{one.dataset.name}: {place}"))
+            work.setdefault(key, LocatedItem(item, f"{one.dataset.name}: {place}"))
     store = EmbeddingCache(cache, f"{model.fingerprint}-k{k}-{model.config.dtype}", width)
     found = sum(key in store for key in work)
     share = distributed.share()
