@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crem_jax.library.entry import About, Entry, Hit, LibraryError
+    from crem_jax.library.entry import Entry, Hit, LibraryError, LibraryInfo
     from crem_jax.library.library import Library, create, is_library, open
 
 _PLACES = {
