@@ -55,6 +55,7 @@ EXTRAS = {
         "mkdocs>=1.6.1,<2",
         "mkdocs-material>=9.8,<10",
         "mkdocstrings-python>=2.0,<3",
+        "ruff>=0.17,<0.18",  # formats the signatures
     ],
     "dev": [
         "setuptools>=77",

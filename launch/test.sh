@@ -5,6 +5,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 # torch comes first and alone, so that pip may take a local CPU build of this very version.
-install_crem dev "torch==2.13.0" "--editable .[dev,hf,st,mteb,library,milvus,serve,ui]"
+install_crem dev "torch==2.13.0" "--editable .[dev,docs,hf,st,mteb,library,milvus,serve,ui]"
 
 JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" python -m pytest tests "$@"
