@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from crem_jax.errors import CremError
+
 CHIPS = 256
 """The batch is cut for this many: each holds all of its rows at once. `chips=N` is for fewer."""
 
@@ -160,7 +162,7 @@ def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
         name, _, value = option.partition("=")
         if name not in OPTIONS or bool(value) != (name == "chips"):
             known = ", ".join(f"{n}=N" if n == "chips" else n for n in OPTIONS)
-            raise ValueError(f"unknown config option {option!r}; expected some of {known}")
+            raise CremError(f"unknown config option {option!r}; expected some of {known}")
         OPTIONS[name](config, *([value] if value else []))
     return config
 
@@ -211,7 +213,7 @@ def _lora(config: ConfigDict) -> None:
 def _chips(config: ConfigDict, count: str) -> None:
     """The same batch on fewer chips, in chunks: each holds as many rows as one of CHIPS does."""
     if not count.isdecimal() or int(count) < 1 or CHIPS % int(count):
-        raise ValueError(f"config option chips={count}: {CHIPS} is no multiple of that")
+        raise CremError(f"config option chips={count}: {CHIPS} is no multiple of that")
     buckets = config.data.buckets
     held = {name: bucket.rows // CHIPS for name, bucket in buckets.items()}
     for name, rows in FEW_CHIPS.items():

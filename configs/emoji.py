@@ -8,6 +8,8 @@ crem train --config=configs/emoji.py:chorus=16 --workdir=…             # so ma
 
 from ml_collections import ConfigDict
 
+from crem_jax.errors import CremError
+
 FIRST_CHORUS = 2014
 """Row of the packaged tokenizer's first chorus token; the rest of the vocabulary is spare."""
 
@@ -127,7 +129,7 @@ def get_config(arg: str = "") -> ConfigDict:
         elif option == "heterogeneous":
             _heterogeneous(config)
         else:
-            raise ValueError(
+            raise CremError(
                 f"unknown config option {option!r}; expected smoke, arm=<{'|'.join(ARMS)}>, "
                 "chorus=<K|eos>, system or heterogeneous"
             )

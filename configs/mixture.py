@@ -11,6 +11,7 @@ from emoji import get_config as embedded
 from ml_collections import ConfigDict
 
 from crem_jax.data.emoji.emoji import DATA_DIR
+from crem_jax.errors import CremError
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -47,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     for option in filter(None, arg.split(",")):
         if option != "smoke":
-            raise ValueError(f"unknown config option {option!r}; expected smoke")
+            raise CremError(f"unknown config option {option!r}; expected smoke")
         config.steps, config.log_every = 4, 1
         config.eval_every = config.checkpoint_every = 4
         config.model.text.num_layers = config.model.vision.depth = config.model.unroll = 1

@@ -9,6 +9,8 @@ from common import recipe
 from emoji import get_config as embedded
 from ml_collections import ConfigDict
 
+from crem_jax.errors import CremError
+
 SOURCES = dict(mine=dict(kind="jsonl", path="pairs.jsonl"))
 
 
@@ -18,7 +20,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.data.sources, config.data.records = SOURCES, dict(mine=1024)
         return config
     if arg not in ("", "smoke"):
-        raise ValueError(f"unknown config option {arg!r}; expected 2b or smoke")
+        raise CremError(f"unknown config option {arg!r}; expected 2b or smoke")
     config = embedded()
     config.evaluate = config.best_metric = ""  # there is nothing to measure it by yet
     config.steps = 200

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from crem_jax.commands.memory import use_huge_pages
+from crem_jax.errors import CremError
 from crem_jax.files import WriteFailed
 
 VERBS = {
@@ -48,9 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `crem`.
 
     Returns:
-      The exit code: 0, 2 for arguments, files or models that cannot be used (one line on stderr
-      says why), 1 if a run could not write what it made (likewise), 130 when interrupted. Anything
-      unforeseen is raised, and with `--debug` or CREM_DEBUG=1 everything is.
+      The exit code: 0; 2 for a CremError or an OSError, which is arguments, files or models that
+      cannot be used (one line on stderr says why); 1 for a WriteFailed, which the same command may
+      not meet again (likewise); 130 when interrupted.
+
+    Raises:
+      Every other exception, for it is a bug: a ValueError of numpy's as well. With `--debug` or
+      CREM_DEBUG=1 those above too.
     """
     from_shell = argv is None
     argv = list(sys.argv[1:] if from_shell else argv)
@@ -85,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has left: `crem find … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except (CremError, OSError) as error:
         return _refuse(f"crem {verb}", _reason(error))
     except WriteFailed as error:
         print(f"crem {verb}: {_reason(error)}", file=sys.stderr)

@@ -39,7 +39,7 @@ def start(spec: str = "auto") -> None:
         starts several. "off": a process of its own.
 
     Raises:
-      ValueError: `spec` is none of these.
+      CremError: `spec` is none of these.
     """
     if spec == "off" or (spec == "auto" and not _is_one_of_several(os.environ)):
         return
@@ -70,7 +70,7 @@ def job(spec: str) -> Iterator[None]:
         yield
     except BaseException as error:
         if jax.process_count() > 1:
-            abort(error, _USAGE if isinstance(error, ValueError | OSError) else 1)
+            abort(error, _USAGE if isinstance(error, CremError | OSError) else 1)
         raise
 
 
@@ -156,7 +156,7 @@ def abort(error: BaseException, code: int) -> NoReturn:
     A normal exit would wait for the other processes, which wait for this one in a collective.
     """
     where = f"process {jax.process_index()} of {jax.process_count()}"
-    if isinstance(error, ValueError | OSError | WriteFailed):
+    if isinstance(error, CremError | OSError | WriteFailed):
         print(f"crem: {where}: {error}", file=sys.stderr)
     else:
         print(f"crem: {where} has failed", file=sys.stderr)

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from crem_jax.errors import CremError
+
 DIGEST = 16
 """Bytes of a digest."""
 
@@ -37,3 +39,30 @@ def write_bytes(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
     os.replace(partial, path)
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a file.
+
+    Raises:
+      CremError: it is no UTF-8. OSError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CremError(f"{path}: is no UTF-8 text: {error}") from error
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      CremError: it holds something else. OSError: it cannot be read.
+    """
+    try:
+        value = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CremError(f"{path}: is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CremError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
+    return value

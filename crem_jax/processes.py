@@ -14,6 +14,7 @@ import os
 import resource
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -56,7 +57,7 @@ def spread(
       task's last, where its worker was lost.
 
     Raises:
-      RuntimeError: a process cannot start. Also what `work` raises.
+      RuntimeError: a process cannot start. Also what `work` raises, its traceback as a note.
     """
     waiting, running = deque(tasks), {}
     context = multiprocessing.get_context("spawn")
@@ -187,6 +188,7 @@ def _serve(work: Callable[[Any], Iterable[Any]], pipe: connection.Connection) ->
             except (BrokenPipeError, KeyboardInterrupt):
                 raise
             except Exception as error:
+                error.add_note(f"in a worker process:\n{traceback.format_exc()}")
                 pipe.send(_Raised(error))
             else:
                 pipe.send(_DONE)

@@ -6,7 +6,6 @@ A run is measured in the world its config names (`evaluate`), any other model in
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -63,7 +62,10 @@ def costs(directory: Path, eval_seconds: float) -> dict[str, float | None]:
     timing = read_timing(directory)
     total = timing.get("train_seconds", 0.0) + eval_seconds
     if start := os.environ.get("CREM_START"):
-        total = max(total, time.time() - float(start))
+        try:
+            total = max(total, time.time() - float(start))
+        except ValueError as error:
+            raise CremError(f"CREM_START {start!r} is no number of seconds") from error
     return {
         "train_seconds": timing.get("train_seconds"),
         "total_seconds": round(total, 1),
@@ -72,8 +74,10 @@ def costs(directory: Path, eval_seconds: float) -> dict[str, float | None]:
 
 
 def _world(directory: Path) -> str:
+    from crem_jax.files import read_json
+
     recipe = directory / "recipe.json"
-    return json.loads(recipe.read_text()).get("evaluate", "emoji") if recipe.exists() else "emoji"
+    return read_json(recipe).get("evaluate", "emoji") if recipe.exists() else "emoji"
 
 
 def _shown(value: Any) -> str:

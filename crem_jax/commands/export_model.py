@@ -6,7 +6,6 @@ The model card is filled from the run: its recipe, and its figures if `crem eval
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -140,12 +139,9 @@ def card_facts(directory: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CremError(f"{path}: is not JSON: {error}") from error
+    from crem_jax.files import read_json
+
+    return read_json(path) if path.exists() else {}
 
 
 def _flat(value: Any) -> str:

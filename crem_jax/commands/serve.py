@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from crem_jax.errors import CremError
+from crem_jax.files import read_text
 
 EXAMPLES = """\
   crem serve --model runs/quickstart --library runs/quickstart/library
@@ -139,7 +140,7 @@ def _limits(**values):
 def _token(args: argparse.Namespace) -> str | None:
     token, where = os.environ.get(TOKEN), TOKEN
     if args.token_file is not None:
-        token, where = Path(args.token_file).read_text(encoding="utf-8").strip(), args.token_file
+        token, where = read_text(args.token_file).strip(), args.token_file
     if token is not None and len(token) < SHORTEST_TOKEN:
         raise CremError(
             f"the token in {where} has {len(token)} characters; expected at least {SHORTEST_TOKEN}"

@@ -9,7 +9,6 @@ or leak the prompt are dropped and counted. Interrupted, the same command goes o
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from crem_jax.errors import CremError
 
@@ -57,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from crem_jax.data.sources.command_line import parse_source
     from crem_jax.data.sources.registry import make_source
     from crem_jax.data.tools.synthesize import Task, synthesize
+    from crem_jax.files import read_text
 
     if bool(args.endpoint) != bool(args.model):
         raise CremError("--endpoint and --model NAME belong together")
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise CremError(f"--api_key_env {args.api_key_env} needs --endpoint")
     questions: tuple[str, ...] = ()
     if args.questions:
-        lines = Path(args.questions).read_text(encoding="utf-8").splitlines()
+        lines = read_text(args.questions).splitlines()
         questions = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
         if not questions:
             raise CremError(f"{args.questions} has no questions; expected one a line")

@@ -19,7 +19,7 @@ def read_timing(directory: str | Path) -> dict[str, float]:
     """{"train_seconds", "peak_rss_mb"} of a run; {} if it has none."""
     try:
         return json.loads((Path(directory) / FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return {}
 
 

@@ -43,6 +43,8 @@ class Item:
     known_hash: int | None = None
 
     def __post_init__(self):
+        if not isinstance(self.text, str):
+            raise CremError(f"an item's text is a {type(self.text).__name__}; expected a str")
         if not self.text.strip() and not self.images:
             raise CremError("an item needs text or at least one picture; both are empty")
 
@@ -50,7 +52,7 @@ class Item:
         """64-bit hash of the content: equal items are duplicates, never each other's negatives."""
         if self.known_hash is not None:
             return self.known_hash
-        digest = hashlib.blake2b(self.text.encode(), digest_size=8)
+        digest = hashlib.blake2b(self.text.encode(errors="surrogatepass"), digest_size=8)
         for image in self.images:
             digest.update(b"\0")
             digest.update(_content_bytes(image))
@@ -111,5 +113,9 @@ def _content_bytes(image: Picture) -> bytes:
     if isinstance(image, np.ndarray):
         return repr(image.shape).encode() + image.tobytes()
     if isinstance(image, Image.Image):
-        return f"{image.mode}{image.size}".encode() + image.tobytes()
-    return os.fspath(image).encode()
+        try:
+            content = image.tobytes()
+        except Exception as error:  # it is decoded here; Pillow's errors have no common base class
+            raise RecordError(f"a picture of it is truncated or damaged: {error}") from error
+        return f"{image.mode}{image.size}".encode() + content
+    return os.fspath(image).encode(errors="surrogatepass")

@@ -86,7 +86,7 @@ def shapes_of(
     def shape(one: LocatedItem) -> Shape | str:
         try:
             draft = runner.prompter.check(one.item)
-        except ValueError as error:
+        except CremError as error:
             return f"{one.place}: {error}"
         return shape_of(draft.fixed + draft.visual, draft.visual * merge)
 
@@ -109,7 +109,7 @@ def prepared(
     def prepare(one: LocatedItem) -> ContextRow:
         try:
             return runner.prompter.context(one.item)
-        except ValueError as error:
+        except CremError as error:
             raise CremError(f"{one.place}: {error}") from error
 
     planned = list(batches)

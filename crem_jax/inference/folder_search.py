@@ -58,7 +58,7 @@ def rank_pictures(
         for path in paths[first : first + _AT_ONCE]:
             try:
                 rows.append(model.runner.prepare(path))
-            except ValueError as error:
+            except CremError as error:
                 skipped.append((path, str(error)))
             else:
                 usable.append(path)

@@ -26,6 +26,10 @@ class LibraryError(CremError):
     """A library cannot be used as asked; the message says why."""
 
 
+class StoreError(LibraryError):
+    """What holds a library's tables fails: they are damaged, or it cannot be reached or written."""
+
+
 class UnknownIdError(LibraryError):
     """The library has no entry of an id."""
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from crem_jax.data.images.decode import open_picture
 from crem_jax.data.records import Item, Picture
+from crem_jax.data.sources.base import read_record
 from crem_jax.data.sources.command_line import parse_source
 from crem_jax.data.sources.registry import make_source
 from crem_jax.data.sources.selected import where
@@ -85,9 +86,9 @@ class IndexSource:
         """Item `index`; its pictures are read, but not decoded.
 
         Raises:
-          IndexItemError: its pictures cannot be read. ValueError: it is no record.
+          IndexItemError: its pictures cannot be read. CremError: it is no record.
         """
-        record = self._source.record(index, None)
+        record = read_record(self._source, index)
         text = next((item.text for item in record.positives if item.text), "")
         files = [i for i in record.query.images if isinstance(i, str | os.PathLike)]
         # A record without an id is named after its place: the same from wherever that is seen.

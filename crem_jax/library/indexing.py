@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crem_jax.data.inputs.padding import ContextRow
+from crem_jax.errors import CremError
 from crem_jax.library.entry import Entry, LibraryError, LibraryInfo
 from crem_jax.library.index_source import IndexItem, IndexItemError, IndexSource, thumbnail
 from crem_jax.library.library import Library
@@ -186,7 +187,7 @@ def _chunks(
             return _PreparedItem(number, name, item, model.runner.prepare(item.item), small, pixels)
         except IndexItemError as error:
             return _PreparedItem(number, error.id, error=str(error))
-        except ValueError as error:
+        except CremError as error:
             return _PreparedItem(number, name, error=str(error).removeprefix("<bytes>: "))
 
     spans = (numbers[i : i + size] for i in range(0, len(numbers), size))

@@ -10,7 +10,7 @@ from typing import Any
 
 from crem_jax.ablation.runs import SUMMARY as ABLATION
 from crem_jax.errors import CremError
-from crem_jax.files import write_text
+from crem_jax.files import read_json, write_text
 from crem_jax.report.comprehension import table_of_scores
 from crem_jax.report.document import Figure, Section, Table, html
 from crem_jax.report.mmeb import CHART
@@ -118,9 +118,4 @@ def _shown(value: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise CremError(f"{path}: {error}") from error
+    return read_json(path) if path.exists() else None

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
+import secrets
 from collections.abc import Mapping
+
+from crem_jax.errors import CremError
+from crem_jax.library.entry import StoreError
+
+log = logging.getLogger("crem_jax.serve")
 
 _TYPES = {
     401: "authentication_error",
@@ -58,3 +65,27 @@ class DeadlineExceeded(ApiError):
 
     def __init__(self, seconds: float):
         super().__init__(504, f"no answer within {seconds:g} seconds", code="deadline")
+
+
+def answer_for(error: Exception, deadline: float | None = None) -> ApiError:
+    """What a caller is told of any exception.
+
+    A CremError is his own fault, and he gets its words. All else is not: he gets 503 for an OSError
+    or a StoreError, which may pass, 500 for a bug, and the number under which the log has the
+    traceback.
+
+    Args:
+      deadline: the seconds that a TimeoutError means; None if there is no deadline here.
+    """
+    if isinstance(error, ApiError):
+        return error
+    passing = isinstance(error, OSError | StoreError)
+    if isinstance(error, CremError) and not passing:
+        return ApiError(400, str(error))
+    if isinstance(error, TimeoutError) and error.errno is None and deadline is not None:
+        return DeadlineExceeded(deadline)
+    status, what = (503, "cannot be answered now") if passing else (500, "has failed")
+    number = secrets.token_hex(8)
+    log.error("request %s %s", number, what, exc_info=error)
+    message = f"the request {what}; the server's log says why under {number}"
+    return ApiError(status, message, headers={"X-Request-Id": number})

@@ -274,7 +274,7 @@ def test_the_longest_prompt_that_fits_ends_on_the_last_position():
 def test_a_row_that_does_not_fit_its_bucket_is_refused():
     prompter = toy.prompter()
     row = prompter.context(Item(images=(np.zeros((32, 32, 3), np.uint8),)))
-    with pytest.raises(PromptError, match=r"4 chorus tokens and 16 patches .* 8 slots and 16"):
+    with pytest.raises(ValueError, match=r"4 chorus tokens and 16 patches .* 8 slots and 16"):
         pad_contexts([row], prompter.config, 8, 16)
-    with pytest.raises(PromptError, match=r"16 patches does not fit a bucket of 40 slots and 12"):
+    with pytest.raises(ValueError, match=r"16 patches does not fit a bucket of 40 slots and 12"):
         pad_contexts([row], prompter.config, 40, 12)

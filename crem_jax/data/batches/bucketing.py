@@ -22,9 +22,6 @@ from crem_jax.data.inputs.padding import PromptError, TargetRow
 from crem_jax.data.inputs.prompt import Draft, Prompter
 from crem_jax.data.records import Record
 
-BAD = (ValueError, OSError)
-"""What a record that cannot be used raises."""
-
 _LAST_RESORT = 1e6
 
 
@@ -68,7 +65,7 @@ class Batcher:
         """Opens a record.
 
         Raises:
-          ValueError, OSError: it cannot be used, whatever else is in the batch.
+          CremError: it cannot be used, whatever else is in the batch.
         """
         spec, draft = self.spec, self.prompter.draft
         if len(record.positives) > spec.positives:

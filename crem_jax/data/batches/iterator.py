@@ -11,7 +11,6 @@ from typing import Any
 import grain
 from absl import flags
 
-from crem_jax.data.batches.bucketing import BAD
 from crem_jax.data.batches.mixture import SampleRef
 from crem_jax.data.batches.packing import BatchPacker
 from crem_jax.data.batches.stream import NO_ROOM, Skip, Stream
@@ -143,12 +142,14 @@ class BatchIterator(grain.DatasetIterator):
 
     def _place(self, packer: BatchPacker, ref: SampleRef, skipped: list[Skip]):
         """Gives a carried record a row, or carries it on."""
+        record = sample = None
         try:
             record = self.stream.record(ref)
             sample = self.stream.batcher.sample(record)
+        except CremError as error:
+            result = error
+        else:
             result = packer.add([sample])[0]
-        except BAD as error:
-            result, record = error, None
         if result is None:
             self._carried.append(ref)
         elif result is not True:
@@ -163,7 +164,8 @@ class BatchIterator(grain.DatasetIterator):
         self._sums.update(batches=1, skipped=len(skipped), carried=carried)
         if skipped and self._log is not None:
             self._log.parent.mkdir(parents=True, exist_ok=True)
-            with self._log.open("a") as file:
+            # A name of undecodable bytes cannot be written as it is; its escapes are JSON's too.
+            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 for skip in skipped:
                     line = {"step": self._step, **dataclasses.asdict(skip)}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from crem_jax.config import ModelConfig
-from crem_jax.data.batches.bucketing import BAD, Batcher, Sample
+from crem_jax.data.batches.bucketing import Batcher, Sample
 from crem_jax.data.inputs.padding import (
     ContextRow,
     TargetRow,
@@ -22,6 +22,7 @@ from crem_jax.data.inputs.padding import (
 )
 from crem_jax.data.inputs.prompt import Draft
 from crem_jax.data.records import Item
+from crem_jax.errors import CremError
 from crem_jax.types import Batch
 
 
@@ -52,7 +53,7 @@ class RowRequest:
     talk: TargetRow | None = None
     bucket: str | None = None
     done: ContextRow | None = None
-    error: Exception | None = None
+    error: CremError | None = None
     row: int = -1
 
 
@@ -97,7 +98,7 @@ class BatchPacker:
             name: b.rows - self.usage.used[name] for name, b in self.batcher.spec.buckets.items()
         }
 
-    def add(self, samples: Sequence[Sample]) -> list[Exception | bool | None]:
+    def add(self, samples: Sequence[Sample]) -> list[CremError | bool | None]:
         """Places what has room, larger contexts first; then one by one what is left of the rows.
 
         Returns:
@@ -110,12 +111,12 @@ class BatchPacker:
                     results[i] = self._add([sample])[0]
         return results
 
-    def _add(self, samples: Sequence[Sample]) -> list[Exception | bool | None]:
+    def _add(self, samples: Sequence[Sample]) -> list[CremError | bool | None]:
         queries, positives = self._requests(samples)
         requests = self._choose(samples, queries, positives)
         for request in requests:
             self._finish(request)
-        results: list[Exception | bool | None] = []
+        results: list[CremError | bool | None] = []
         for query, positive in zip(queries, positives, strict=True):
             errors = [
                 request.error
@@ -135,7 +136,7 @@ class BatchPacker:
 
     def add_negatives(
         self, samples: Sequence[Sample], spare: int = 0
-    ) -> list[tuple[Sample, Exception]]:
+    ) -> list[tuple[Sample, CremError]]:
         """Places hard negatives in the order given, leaving `spare` rows of each bucket free.
 
         Returns:
@@ -149,7 +150,7 @@ class BatchPacker:
                     continue
                 try:
                     row = self._negative(key, item, spare)
-                except BAD as error:
+                except CremError as error:
                     bad.append((sample, error))
                     continue
                 if row is None:
@@ -223,7 +224,7 @@ class BatchPacker:
         visual = self.batcher.room(request.draft, request.bucket) if request.draft.grids else None
         try:
             request.done = self.batcher.prompter.finish(request.draft, visual)
-        except BAD as error:
+        except CremError as error:
             request.error = error
 
     def _negative(self, key: int, item: Item, spare: int) -> int | None:

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 
 import grain
 
-from crem_jax.data.batches.bucketing import BAD, Batcher, Sample
+from crem_jax.data.batches.bucketing import Batcher, Sample
 from crem_jax.data.batches.mixture import Mixture, SampleRef
 from crem_jax.data.batches.packing import BatchPacker, Usage
 from crem_jax.data.batches.spec import BatchSpec
 from crem_jax.data.inputs.prompt import Prompter
 from crem_jax.data.records import Record
-from crem_jax.data.sources.base import Source
+from crem_jax.data.sources.base import Source, read_record
+from crem_jax.errors import CremError
 from crem_jax.processes import allow_open_files, end_with_parent
 from crem_jax.types import Batch
 
@@ -83,9 +84,9 @@ class Stream:
         return self.mixture.batch(step)[self.process :: self.processes]
 
     def record(self, ref: SampleRef) -> Record:
-        """Raises ValueError or OSError for a record that cannot be used."""
+        """Raises CremError for a record that cannot be used."""
         source = self.mixture.sources[ref.source]
-        return source.record(self.mixture.index(ref), self.mixture.rng(ref))
+        return read_record(source, self.mixture.index(ref), self.mixture.rng(ref))
 
     def records(self, step: int) -> list[Record]:
         """This process's new records of one step, in the order of the global batch."""
@@ -134,7 +135,7 @@ class Stream:
             try:
                 record = self.record(ref)
                 return ref, self.batcher.sample(record)
-            except BAD as error:
+            except CremError as error:
                 skipped.append(self.skip(ref, error, record))
         return None
 

@@ -91,8 +91,11 @@ def open_picture(
                 turned = _orientation(image) in _SIDEWAYS
                 image.draft(None, near if turned else near[::-1])
             image.load()
-        upright = _UPRIGHT.get(_orientation(image))
-        image = _image_to_rgb(image, name)
+            upright = _UPRIGHT.get(_orientation(image))
+            if not _is_deep(image):
+                image = _to_rgb(image)
+        if _is_deep(image):
+            image = _array_to_rgb(np.asarray(image), name, image.height * image.width)
     image.info.clear()  # no tag may turn the upright picture again
     return image if upright is None else image.transpose(upright)
 
@@ -126,7 +129,9 @@ def _open_encoded(picture: str | os.PathLike | bytes, name: str) -> Image.Image:
             raise PictureError(f"{name}: does not exist")
         if not os.path.isfile(source):  # to open a pipe would wait for ever
             raise PictureError(f"{name}: is no regular file")
-        if os.path.getsize(source) == 0:
+        with _decoding(name):
+            size = os.path.getsize(source)
+        if size == 0:
             raise PictureError(f"{name}: is empty")
     with _decoding(name):
         return Image.open(source)
@@ -169,9 +174,12 @@ def _orientation(image: Image.Image, header: bool = False) -> int:
         return 1
 
 
-def _image_to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _array_to_rgb(np.asarray(image), name, image.height * image.width)
+def _is_deep(image: Image.Image) -> bool:
+    """Whether its values have more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")
@@ -187,7 +195,7 @@ def _array_to_rgb(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
         raise PictureError(f"{name}: is not a picture; expected [H, W, 3], [H, W, 4] or [H, W]")
     _check_size(array.shape[0], array.shape[1], name, max_pixels)
-    return _image_to_rgb(Image.fromarray(_eight_bit(array, name)), name)
+    return _to_rgb(Image.fromarray(_eight_bit(array, name)))
 
 
 def _eight_bit(values: np.ndarray, name: str) -> np.ndarray:

@@ -50,7 +50,7 @@ def pad_contexts(
       slots: S, chorus included. patches: P; 0 gives a text-only bucket.
 
     Raises:
-      PromptError: a row does not fit.
+      ValueError: a row does not fit.
     """
     batch = len(rows)
     packed = Patches(
@@ -73,13 +73,13 @@ def write_context(context: Context, i: int, row: ContextRow, config: ModelConfig
     """Writes a row into row `i` of a Context of numpy arrays that holds padding there.
 
     Raises:
-      PromptError: it does not fit.
+      ValueError: it does not fit.
     """
     chorus, n, p = config.num_chorus, len(row.tokens), len(row.picture)
     slots = context.tokens.shape[1]
     patches = context.patches.picture.shape[1] if context.patches is not None else 0
     if n + chorus > slots or p > patches:
-        raise PromptError(
+        raise ValueError(
             f"a context of {n} tokens + {chorus} chorus tokens and {p} patches does not fit a "
             f"bucket of {slots} slots and {patches} patches"
         )
@@ -104,7 +104,7 @@ def pad_targets(
       slots: T. answers: A, room for answer tokens in a row.
 
     Raises:
-      PromptError: a conversation does not fit.
+      ValueError: a conversation does not fit.
     """
     target = Target(
         tokens=np.full((len(rows), slots), config.pad_token_id, np.int32),
@@ -122,12 +122,12 @@ def write_target(target: Target, i: int, row: TargetRow) -> None:
     """Writes a conversation into row `i` of a Target of numpy arrays that holds padding there.
 
     Raises:
-      PromptError: it does not fit.
+      ValueError: it does not fit.
     """
     n, places = len(row.tokens), np.flatnonzero(row.label >= 0)
     slots, answers = target.tokens.shape[1], target.answer.shape[1]
     if n > slots or len(places) > answers:
-        raise PromptError(
+        raise ValueError(
             f"a conversation of {n} tokens, {len(places)} of them answers, does not fit "
             f"{slots} target slots and {answers} answer slots"
         )

@@ -45,12 +45,12 @@ class Draft:
         """Grids of at most `tokens` vision tokens in all, each picture giving up the same share.
 
         Raises:
-          PromptError: not even one token for each.
+          ValueError: not even one token for each.
         """
         if tokens >= self.visual:
             return self.grids
         if tokens < len(self.grids):
-            raise PromptError(f"{len(self.grids)} pictures do not fit {tokens} vision tokens")
+            raise ValueError(f"{len(self.grids)} pictures do not fit {tokens} vision tokens")
         shares = [max(1, rows * columns * tokens // self.visual) for rows, columns in self.grids]
         while sum(shares) > tokens:
             shares[shares.index(max(shares))] -= 1
@@ -107,9 +107,18 @@ class Prompter:
         return Prompter, (self.config, self.tokenizer, self.hard_max, *fast, self.known_texts)
 
     def _user_tokens(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text that is not ours; special tokens written in it stay plain text."""
-        # Always the same switch: it is state of the tokenizer that other threads would see flip.
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        """Tokens of a text that is not ours; special tokens written in it stay plain text.
+
+        Raises:
+          PromptError: the tokenizer has no tokens for it.
+        """
+        try:
+            # Always the same switch: it is state of the tokenizer that other threads would see.
+            encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        except Exception as error:  # the tokenizers library raises bare Exception too
+            raise PromptError(
+                f"a text cannot be tokenised; expected valid Unicode: it begins {text[:40]!a}"
+            ) from error
         return tuple(encoded["input_ids"])
 
     def context(self, item: Item | None) -> ContextRow:

@@ -8,19 +8,40 @@ from typing import Protocol
 
 import numpy as np
 
-from crem_jax.data.records import Record
+from crem_jax.data.records import Record, RecordError
+from crem_jax.errors import CremError
 
 
 class Source(Protocol):
     """A random-access data set. It must be picklable, for worker processes.
 
     `record` is a pure function of its arguments, and raises a ValueError or an OSError for a record
-    that cannot be used: it is then skipped and named. Other exceptions end the run.
+    that cannot be used: it is then skipped and named. Other exceptions end the run. It is called
+    through `read_record` only.
     """
 
     def __len__(self) -> int: ...
 
     def record(self, index: int, rng: np.random.Generator | None) -> Record: ...
+
+
+def read_record(source: Source, index: int, rng: np.random.Generator | None = None) -> Record:
+    """`source.record(index, rng)`, the boundary at which a source's errors become ours.
+
+    Raises:
+      CremError: the record cannot be used; RecordError for a ValueError or an OSError of a source
+        that has no words of its own for it. What else the source raises is a bug, and passes with
+        a note that names the record.
+    """
+    try:
+        return source.record(index, rng)
+    except CremError:
+        raise
+    except (ValueError, OSError) as error:
+        raise RecordError(str(error) or type(error).__name__) from error
+    except Exception as error:
+        error.add_note(f"while {type(source).__name__} read its record {index}")
+        raise
 
 
 class FileSource:

@@ -102,7 +102,7 @@ def _first_keys(file: Path) -> set[str]:
             if line.strip():
                 try:
                     value = parse_json(line.decode("utf-8-sig"))
-                except ValueError:
+                except (CremError, UnicodeDecodeError):
                     return set()
                 return set(value) if isinstance(value, dict) else set()
     return set()

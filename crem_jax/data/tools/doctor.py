@@ -1,7 +1,8 @@
 """Looks at every record of a source: what cannot be used, and why.
 
-Each record is looked at on its own in another process, so that none can stop the rest: what raises,
-crashes or takes too long is noted like any other fault.
+Each record is looked at on its own in another process, so that none can stop the rest: one that
+cannot be used, crashes its process or takes too long is noted. An error that no source may raise
+(see `Source`) ends the work, as it would end a training run.
 """
 
 from __future__ import annotations

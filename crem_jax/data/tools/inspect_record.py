@@ -14,8 +14,10 @@ import numpy as np
 
 from crem_jax.data.images.decode import MAX_PIXELS, PictureError, open_picture
 from crem_jax.data.images.patches import MAX_ASPECT
-from crem_jax.data.records import EmptySideError, Item, Picture, Record
+from crem_jax.data.records import EmptySideError, Item, Picture, Record, RecordError
+from crem_jax.data.sources.base import read_record
 from crem_jax.data.sources.selected import problems
+from crem_jax.errors import CremError
 
 _CHARACTERS_A_TOKEN = 40  # longer texts than this allows are too long without being counted
 
@@ -63,21 +65,18 @@ class RecordInspector:
         for index in range(*span):
             try:
                 yield self._seen(index)
-            except Exception as error:  # whatever a record does, the next one gets its turn
-                yield RecordFindings(faults=(("record", f"{type(error).__name__}: {error}"),))
+            except EmptySideError as error:
+                yield RecordFindings(faults=(("empty", str(error)),))
+            except CremError as error:
+                yield RecordFindings(faults=(("record", str(error)),))
 
     def _seen(self, index: int) -> RecordFindings:
-        try:
-            record = self.source.record(index, None)
-            warnings = tuple(problems(self.source, index))
-        except EmptySideError as error:
-            return RecordFindings(faults=(("empty", str(error)),))
-        except ValueError as error:
-            return RecordFindings(faults=(("record", str(error)),))
+        record = read_record(self.source, index)
+        warnings = tuple(problems(self.source, index))
         items = [record.query, *record.positives, *record.negatives]
         faults, sizes, digests = [], [], []
         for item in items:
-            digest = hashlib.blake2b(item.text.encode(), digest_size=8)
+            digest = hashlib.blake2b(item.text.encode(errors="surrogatepass"), digest_size=8)
             for picture in item.images:
                 size, content, found = _look_at(picture, self.limits)
                 faults += found
@@ -116,7 +115,13 @@ class RecordInspector:
     def _count(self, text: str) -> int:
         if len(text) > self.limits.max_tokens * _CHARACTERS_A_TOKEN:
             return self.limits.max_tokens + 1
-        return len(_tokenizer(self.tokenizer_file).encode(text, add_special_tokens=False).ids)
+        tokenizer = _tokenizer(self.tokenizer_file)
+        try:
+            return len(tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # the tokenizers library raises bare Exception too
+            raise RecordError(
+                f"a text cannot be tokenised; expected valid Unicode: it begins {text[:40]!a}"
+            ) from error
 
 
 @functools.cache
@@ -172,7 +177,7 @@ def _kind(picture: Picture, reason: str) -> str:
 
 def _whole_digest(digests: list[bytes], record: Record) -> int:
     parts = [f"{len(record.positives)}".encode(), *digests]
-    parts += [text.encode() for turn in record.turns for text in turn]
+    parts += [text.encode(errors="surrogatepass") for turn in record.turns for text in turn]
     whole = hashlib.blake2b(digest_size=8)
     for part in parts:
         whole.update(len(part).to_bytes(8, "little") + part)

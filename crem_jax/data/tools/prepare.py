@@ -20,6 +20,7 @@ from typing import Any
 
 from crem_jax.data.images.encoded import file_bytes
 from crem_jax.data.records import Item, Record, RecordError
+from crem_jax.data.sources.base import read_record
 from crem_jax.data.sources.formats.tfds_layout import NAME, encode_record, write_info
 from crem_jax.data.sources.selected import where
 from crem_jax.errors import CremError
@@ -140,8 +141,8 @@ class _WriteShard:
         written, size, skipped, unsaid = 0, 0, [], 0
         for index in _span(self.plan, shard):
             try:
-                data = encode_record(self._with_files(self.source.record(index, None)))
-            except ValueError as error:
+                data = encode_record(self._with_files(read_record(self.source, index)))
+            except CremError as error:
                 here = where(self.source, index)
                 skipped.append({"record": index, "where": here, "reason": str(error)})
             else:

@@ -16,23 +16,16 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
 from crem_jax.data.images.decode import PictureError, open_picture
 from crem_jax.data.records import Item, Picture, Record
+from crem_jax.data.sources.base import Source, read_record
 from crem_jax.data.tools.qa_pairs import Task, Turn, filtered, told
 from crem_jax.data.tools.teachers import Teacher
 from crem_jax.errors import CremError
-
-
-class Source(Protocol):
-    """Random access to records."""
-
-    def __len__(self) -> int: ...
-
-    def record(self, index: int, rng: Any = None) -> Record: ...
 
 
 @dataclasses.dataclass
@@ -118,8 +111,8 @@ def _batches(
     earlier, seen = frozenset(done), set()
     for index in range(len(source)):
         try:
-            record = source.record(index, None)
-        except (ValueError, OSError) as error:
+            record = read_record(source, index)
+        except CremError as error:
             report.unreadable += 1
             report.last_error = str(error)
             progress(1)

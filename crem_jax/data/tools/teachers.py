@@ -52,13 +52,13 @@ class ModelTeacher:
     def __call__(self, requests: Sequence[Item]) -> list[str | Exception]:
         try:
             return list(self._generate(list(requests), **self._options))
-        except (ValueError, OSError):
+        except CremError:
             return [self._one(request) for request in requests]
 
     def _one(self, request: Item) -> str | Exception:
         try:
             return self._generate([request], **self._options)[0]
-        except (ValueError, OSError) as error:
+        except CremError as error:
             return error
 
 
@@ -117,7 +117,7 @@ class EndpointTeacher:
                         raise TeacherError(f"{error} (after {attempt + 1} attempts)") from error
                     backoff = min(self._wait * 2**attempt, LARGEST_WAIT)
                     self._sleep(max(error.after, backoff * random.uniform(0.5, 1)))
-        except (ValueError, OSError) as error:
+        except CremError as error:
             return error
         raise AssertionError("unreachable")
 
@@ -141,7 +141,7 @@ class EndpointTeacher:
             if error.code in _WORTH_ANOTHER_TRY:
                 raise _TryAgain(message, _seconds(error.headers.get("Retry-After"))) from None
             raise TeacherError(message) from None
-        except json.JSONDecodeError:
+        except ValueError:
             raise _TryAgain(f"{self.url} answers with something that is no JSON") from None
         except OSError as error:  # no connection, a lost one, a timeout
             reason = getattr(error, "reason", None) or error

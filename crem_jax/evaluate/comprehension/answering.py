@@ -143,7 +143,7 @@ def _check(model: Model, work: LocatedItem, group: Sequence[Question], kind: str
     for question in group:
         try:
             asked = model.runner.prompter.question(prompt(question, kind))
-        except ValueError as error:
+        except CremError as error:
             raise CremError(f"index {question.index}: {error}") from error
         needed = seen + len(asked) + model.config.num_chorus
         if needed > limit:

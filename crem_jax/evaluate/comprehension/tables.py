@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import binascii
 import csv
 import dataclasses
 import os
@@ -74,6 +73,13 @@ def read_table(path: str | os.PathLike) -> list[Question]:
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Rows by column, each with the number of its last line."""
+    try:
+        return _parsed(path)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is no table of tabs in UTF-8: {error}") from error
+
+
+def _parsed(path: Path) -> list[tuple[int, dict[str, str]]]:
     csv.field_size_limit(sys.maxsize)
     rows = []
     with open(path, encoding="utf-8-sig", newline="") as file:
@@ -120,7 +126,7 @@ def _listed(text: str, where: str) -> tuple[str, ...]:
     if text.startswith("["):
         try:
             listed = ast.literal_eval(text)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             raise RecordError(f"{where} image is no list of base64: {error}") from error
     for one in listed:
         if not isinstance(one, str) or len(one) <= _REFERENCE:
@@ -128,6 +134,6 @@ def _listed(text: str, where: str) -> tuple[str, ...]:
             raise RecordError(f"{where} image is {shown}: neither base64 nor the index of a row")
         try:
             base64.b64decode(one, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise RecordError(f"{where} image is no base64: {error}") from error
     return tuple(listed)

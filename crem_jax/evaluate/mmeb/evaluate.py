@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from crem_jax.evaluate.mmeb.layouts import write_leaderboard, write_score
 from crem_jax.evaluate.mmeb.scoring import rank
 from crem_jax.evaluate.mmeb.summary import Score, from_json, score, to_json
 from crem_jax.evaluate.progress import Counting, quiet
-from crem_jax.files import write_json
+from crem_jax.files import read_json, write_json
 from crem_jax.model.pooling import normalise
 
 if TYPE_CHECKING:
@@ -112,11 +111,11 @@ def _earlier(path: Path, conditions: Mapping[str, Any], datasets: Sequence[Datas
     """The scores of other data sets in a file."""
     if not path.exists():
         return []
-    found = json.loads(path.read_text())
+    found = read_json(path)
     for name, value in conditions.items():
-        if found[name] != value:
+        if found.get(name) != value:
             raise CremError(
-                f"{path} has scores of {name} {found[name]}, not {value}: give another --out "
+                f"{path} has scores of {name} {found.get(name)}, not {value}: give another --out "
                 "(and --cache, to share embeddings), or delete it"
             )
     return [score for score in from_json(found) if score.dataset not in datasets]

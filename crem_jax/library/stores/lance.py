@@ -37,12 +37,15 @@ _FIELDS = ("id", "uri", "text", "metadata", "thumbnail", "width", "height", "sou
 
 def connect(uri: str | os.PathLike) -> Any:
     """The database at a path or URI (s3://, gs://, az://)."""
-    return lancedb.connect(os.fspath(uri))
+    with tables.storing(os.fspath(uri)):
+        return lancedb.connect(os.fspath(uri))
 
 
 def exists(uri: str) -> bool:
     """Whether a library is at an object-store URI."""
-    return MEMORIES in connect(uri).table_names(limit=1000)
+    db = connect(uri)
+    with tables.storing(uri):
+        return MEMORIES in db.table_names(limit=1000)
 
 
 def create(db: Any, info: LibraryInfo) -> None:
@@ -64,7 +67,7 @@ def create(db: Any, info: LibraryInfo) -> None:
 
 def read_info(db: Any) -> LibraryInfo:
     """What the library says of itself."""
-    note = (db.open_table(MEMORIES).schema.metadata or {}).get(_INFO_KEY)
+    note = (tables.open_table(db, MEMORIES).schema.metadata or {}).get(_INFO_KEY)
     if note is None:
         raise LibraryError(f"{db.uri} is a LanceDB database but no library")
     return LibraryInfo.from_json(note)
@@ -81,7 +84,7 @@ class LanceEntries:
     searches_exactly = True
 
     def __init__(self, db: Any, info: LibraryInfo, cache: Path, exact_up_to: int = EXACT_UP_TO):
-        self._db, self._table = db, db.open_table(ENTRIES)
+        self._db, self._table = db, tables.open_table(db, ENTRIES)
         self._info, self._cache, self._exact_up_to = info, cache, exact_up_to
         self._lock = threading.Lock()  # of these two
         self._neighbours: dict[str, Neighbours] = {}
@@ -123,9 +126,8 @@ class LanceEntries:
         self, columns: Sequence[str], where: str | None = None
     ) -> Iterator[Mapping[str, np.ndarray]]:
         query = self._latest().search().select(list(columns))
-        with tables.condition(where):
-            for batch in (query.where(where) if where else query).to_batches():
-                yield {name: tables.to_numpy(batch.column(name)) for name in columns}
+        for batch in tables.batches(self._table, query, where):
+            yield {name: tables.to_numpy(batch.column(name)) for name in columns}
 
     def search(
         self,
@@ -139,8 +141,7 @@ class LanceEntries:
         return tables.reading(lambda: self._search(vector, column, top, where, exact))
 
     def count(self, where: str | None = None) -> int:
-        with tables.condition(where):
-            return self._latest().count_rows(where)
+        return tables.count(self._latest(), where)
 
     def version(self) -> int:
         return int(self._latest().version)
@@ -190,7 +191,7 @@ class LanceEntries:
     def _exact(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
         query = self._table.search(np.asarray(vector, np.float32), vector_column_name=column)
         query = query.distance_type("dot").select([*_FIELDS, "_distance"]).limit(top)
-        with tables.condition(where):
+        with tables.storing(self._table.uri, where):
             rows = (query.where(where) if where else query).to_arrow().to_pylist()
         return [Hit(_entry(row), 1.0 - row["_distance"]) for row in rows]
 
@@ -198,7 +199,7 @@ class LanceEntries:
         """The newest version of the table, with an index of the column."""
         with self._lock:
             if self._seen is None or self._seen.version != self._latest().version:
-                self._seen = View(self._db.open_table(ENTRIES))
+                self._seen = View(tables.open_table(self._db, ENTRIES))
             view = self._seen
             if column not in view.indexes:
                 if column not in self._neighbours:
@@ -209,15 +210,14 @@ class LanceEntries:
             return view
 
     def _latest(self) -> Any:
-        self._table.checkout_latest()
-        return self._table
+        return tables.newest(self._table)
 
 
 class LanceMemories:
     """`protocols.Memories` in a LanceDB table."""
 
     def __init__(self, db: Any):
-        self._db, self._table = db, db.open_table(MEMORIES)
+        self._db, self._table = db, tables.open_table(db, MEMORIES)
 
     def put(self, ids: Sequence[str], contents: Sequence[str], blobs: Sequence[bytes]) -> None:
         check_unique(list(ids))
@@ -232,30 +232,33 @@ class LanceMemories:
 
     def _get(self, ids: Sequence[str]) -> list[bytes | None]:
         # Row ids are of one version, and other threads move `_table` on.
-        table, found = self._db.open_table(MEMORIES), {}
+        table, found = tables.open_table(self._db, MEMORIES), {}
         for where in tables.in_lists("id", ids):
-            rows = table.search().where(where).select(["id"]).with_row_id(True).to_arrow()
-            if len(rows):
+            with tables.storing(table.uri):
+                rows = table.search().where(where).select(["id"]).with_row_id(True).to_arrow()
+                if not len(rows):
+                    continue
                 blobs = table.fetch_blobs("memory", rows["_rowid"].to_pylist())
-                found |= dict(zip(rows["id"].to_pylist(), blobs.to_pylist(), strict=True))
+            found |= dict(zip(rows["id"].to_pylist(), blobs.to_pylist(), strict=True))
         return [found.get(name) for name in ids]
 
     def contents(self) -> dict[str, str]:
-        self._table.checkout_latest()
-        rows = self._table.search().select(["id", "content"]).to_arrow()
+        tables.newest(self._table)
+        with tables.storing(self._table.uri):
+            rows = self._table.search().select(["id", "content"]).to_arrow()
         return dict(zip(rows["id"].to_pylist(), rows["content"].to_pylist(), strict=True))
 
     def stats(self) -> dict[str, Any]:
-        self._table.checkout_latest()
-        return {"memories": self._table.count_rows(), **tables.sizes(self._table)}
+        tables.newest(self._table)
+        return {"memories": tables.count(self._table), **tables.sizes(self._table)}
 
     def compact(self) -> None:
-        self._table.checkout_latest()
+        tables.newest(self._table)
         tables.optimize(self._table, _INDEXED[MEMORIES], timedelta(0))
 
     def tidy(self) -> None:
         """A light `compact` while others may be reading and writing."""
-        self._table.checkout_latest()
+        tables.newest(self._table)
         tables.optimize(self._table, _INDEXED[MEMORIES], timedelta(minutes=10))
 
 

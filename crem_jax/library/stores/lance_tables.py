@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from lancedb.index import BTree
 
-from crem_jax.library.entry import LibraryError
+from crem_jax.library.entry import LibraryError, StoreError
 
 _IDS_AT_ONCE = 500
 _TRIES = 20
@@ -31,12 +31,23 @@ def open_or_create(db: Any, name: str, schema: pa.Schema, version: str | None = 
         options = {"new_table_data_storage_version": version} if version else None
         return db.create_table(name, schema=schema, storage_options=options)
     except (ValueError, OSError, RuntimeError):  # another process was first
+        return open_table(db, name)
+
+
+def open_table(db: Any, name: str) -> Any:
+    """The table of a database.
+
+    Raises:
+      StoreError: it is not there, or damaged.
+    """
+    with storing(db.uri):
         return db.open_table(name)
 
 
 def index_columns(table: Any, columns: Sequence[str]) -> None:
     """Indexes columns that rows are looked up by, unless they are."""
-    known = {column for index in table.list_indices() for column in index.columns}
+    with storing(table.uri):
+        known = {column for index in table.list_indices() for column in index.columns}
     for column in columns:
         if column not in known:
             _retrying(table, lambda column=column: table.create_index(column, config=BTree()))
@@ -62,23 +73,24 @@ def _retrying(table: Any, write: Callable[[], Any]) -> None:
     """Writes again when another process has committed first."""
     for attempt in range(_TRIES):
         try:
-            return write()
-        except (OSError, RuntimeError, ValueError) as error:
+            with storing(table.uri):
+                return write()
+        except (OSError, LibraryError) as error:
             conflict = "conflict" in str(error).lower() or "contention" in str(error).lower()
             if not conflict or attempt == _TRIES - 1:
                 raise
             time.sleep(0.05 * (1 + attempt) * (1 + np.random.default_rng().random()))
-            table.checkout_latest()
+            newest(table)
 
 
 def optimize(table: Any, columns: Sequence[str], keep: timedelta) -> None:
     """Indexes `columns`, merges small files, and drops versions older than `keep`."""
     index_columns(table, columns)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), storing(table.uri):
             warnings.simplefilter("ignore")
             table.optimize(cleanup_older_than=keep)
-    except (OSError, RuntimeError) as error:  # someone else is writing: nothing is lost by waiting
+    except (OSError, LibraryError) as error:  # someone else is writing: nothing is lost by waiting
         if "conflict" not in str(error).lower():
             raise
 
@@ -89,7 +101,7 @@ def reading(read: Callable[[], Read]) -> Read:
     for _ in range(_TRIES):
         try:
             return read()
-        except (OSError, RuntimeError, LibraryError) as error:
+        except (OSError, LibraryError) as error:
             if "not found" not in str(error).lower():
                 raise
     return read()
@@ -98,7 +110,34 @@ def reading(read: Callable[[], Read]) -> Read:
 def rows_by_id(table: Any, ids: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:
     """The rows of known ids, in any order."""
     for where in in_lists("id", ids):
-        yield table.search().where(where).select(list(columns)).to_arrow()
+        with storing(table.uri):
+            rows = table.search().where(where).select(list(columns)).to_arrow()
+        yield rows
+
+
+def batches(table: Any, query: Any, where: str | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a query that a condition leaves, some at a time."""
+    with storing(table.uri, where):
+        rows = iter((query.where(where) if where else query).to_batches())
+    while True:
+        with storing(table.uri, where):
+            batch = next(rows, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def newest(table: Any) -> Any:
+    """The table, at its newest version."""
+    with storing(table.uri):
+        table.checkout_latest()
+    return table
+
+
+def count(table: Any, where: str | None = None) -> int:
+    """The rows of a table that a condition leaves."""
+    with storing(table.uri, where):
+        return table.count_rows(where)
 
 
 def in_lists(column: str, values: Sequence[Any]) -> list[str]:
@@ -112,15 +151,25 @@ def in_lists(column: str, values: Sequence[Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def condition(where: str | None) -> Iterator[None]:
-    """Names a condition that the database cannot read."""
+def storing(uri: str, where: str | None = None) -> Iterator[None]:
+    """What Lance raises, which has no common class, becomes a LibraryError; nothing but calls of
+    Lance belongs inside.
+
+    Args:
+      uri: of the table. where: the condition that a person has set; it is taken to be at fault.
+
+    Raises:
+      StoreError: the table cannot be used. LibraryError: the condition cannot. An OSError passes.
+    """
     try:
         yield
-    except (ValueError, RuntimeError, OSError) as error:
-        if where is None or isinstance(error, LibraryError):
-            raise
+    except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0].split(", rust/")[0][:300]
-        raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
+        if where is not None:
+            raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
+        if isinstance(error, OSError):
+            raise
+        raise StoreError(f"{uri} cannot be used: {reason}") from error
 
 
 def matrix(column: Any) -> np.ndarray:
@@ -142,7 +191,8 @@ def to_numpy(column: pa.Array) -> np.ndarray:
 def sizes(table: Any) -> dict[str, Any]:
     """What `stats` says of a table: its bytes and its version."""
     if "://" in table.uri:
-        size = int(table.stats()["total_bytes"])  # without blobs
+        with storing(table.uri):
+            size = int(table.stats()["total_bytes"])  # without blobs
     else:
         files = (path.stat() for path in Path(table.uri).rglob("*") if path.is_file())
         size = sum(file.st_size for file in files)

@@ -26,7 +26,8 @@ class View:
 
     def __init__(self, table: Any):
         self.version, self._table = table.version, table
-        rows = table.search().select(["key"]).with_row_id(True).to_arrow()
+        with tables.storing(table.uri):
+            rows = table.search().select(["key"]).with_row_id(True).to_arrow()
         order = np.argsort(rows["key"].to_numpy())
         self.keys, self._row_ids = (rows[name].to_numpy()[order] for name in ("key", "_rowid"))
         self.indexes: dict[str, Snapshot] = {}
@@ -35,14 +36,16 @@ class View:
     def rows(self, keys: np.ndarray, columns: list[str]) -> pa.Table:
         """Rows by key, in any order; row ids are the quickest way to them."""
         row_ids = self._row_ids[np.searchsorted(self.keys, keys)]
-        return self._table.take_row_ids(row_ids.tolist()).select(["key", *columns]).to_arrow()
+        with tables.storing(self._table.uri):
+            return self._table.take_row_ids(row_ids.tolist()).select(["key", *columns]).to_arrow()
 
     def vectors(
         self, column: str, keys: np.ndarray | None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """`ann.index.Vectors` of a column."""
         if keys is None:
-            for batch in self._table.search().select(["key", column]).to_batches():
+            query = self._table.search().select(["key", column])
+            for batch in tables.batches(self._table, query):
                 yield batch["key"].to_numpy(), tables.matrix(batch[column])
             return
         for first in range(0, len(keys), _ROWS_AT_ONCE):
@@ -55,7 +58,7 @@ class View:
             return None
         asked, last = (column, where), self._last  # threads may search at once
         if last[0] != asked:
-            with tables.condition(where):
+            with tables.storing(self._table.uri, where):
                 found = self._table.search().where(where).select(["key"]).to_arrow()
             rows = self.indexes[column].rows(found["key"].to_numpy())
             self._last = last = (asked, rows)

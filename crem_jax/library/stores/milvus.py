@@ -19,7 +19,7 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from crem_jax.library.ann.recall import share_found, true_neighbours
-from crem_jax.library.entry import Entry, Hit, LibraryError, LibraryInfo, check_unique
+from crem_jax.library.entry import Entry, Hit, LibraryError, LibraryInfo, StoreError, check_unique
 
 _LONGEST = 65_535
 _TEXTS = {"id": 1024, "content": 64, "uri": 4096, "text": _LONGEST, "source": 4096}
@@ -212,7 +212,7 @@ def _asking(info: LibraryInfo, where: str | None = None) -> Iterator[None]:
     except MilvusException as error:
         reason = str(error.message).split("\n")[0][:300]
         if where is None:
-            raise LibraryError(f"Milvus at {info.vectors}: {reason}") from error
+            raise StoreError(f"Milvus at {info.vectors}: {reason}") from error
         raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
 
 

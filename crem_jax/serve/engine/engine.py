@@ -6,7 +6,6 @@ answer; so neither long answers nor many embeddings keep the others waiting for 
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -19,10 +18,8 @@ from crem_jax.inference.runner import Runner
 from crem_jax.serve.engine.answer_batch import AnswerBatch, start_answers
 from crem_jax.serve.engine.compiled_shapes import CompiledShapes
 from crem_jax.serve.engine.jobs import Answer, AnswerGroup, Embed, Job
-from crem_jax.serve.errors import ApiError
+from crem_jax.serve.errors import ApiError, answer_for
 from crem_jax.serve.metrics import Metrics
-
-log = logging.getLogger("crem_jax.serve")
 
 _MEMORY = 0.9
 """How much of the mean time of a job is kept when another one is done."""
@@ -72,6 +69,15 @@ class Engine:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # of its own, not of a batch: nothing is answered any more
+            with self._changed:
+                self._closed = True
+                made = [job for batch in self._active for job in batch.jobs]
+                _fail([*self._embeds, *self._answers, *made], error)
+
+    def _work(self) -> None:
         while self._wait():
             self._embed(self._take_embeds())
             self._begin(self._take_answers())
@@ -173,6 +179,6 @@ class Engine:
 
 
 def _fail(jobs: Sequence[Job], error: Exception) -> None:
-    log.error("a batch of %d has failed", len(jobs), exc_info=error)
+    answer = answer_for(error)  # one number for all of a batch, which fails as one
     for job in jobs:
-        job.send(ApiError(500, "the model has failed; the server's log says how"))
+        job.send(answer)

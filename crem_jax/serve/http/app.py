@@ -9,10 +9,10 @@ from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import crem_jax
-from crem_jax.serve.errors import ApiError, DeadlineExceeded
+from crem_jax.serve.errors import ApiError, answer_for
 from crem_jax.serve.http.access import Access, AccessControl
 from crem_jax.serve.http.request_limits import RequestLimits
 from crem_jax.serve.http.routes import make_routes
@@ -39,11 +39,8 @@ def make_app(service: Service, access: Access | None = None, page: bool = False)
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(ValueError, _value_error)
-    app.add_exception_handler(TimeoutError, _timeout(service.limits.deadline))
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _failure)
+    app.add_middleware(_Failures, deadline=service.limits.deadline)
     app.include_router(make_routes(service))
     if page:
         from crem_jax.serve.page.page import mount_page
@@ -52,26 +49,31 @@ def make_app(service: Service, access: Access | None = None, page: bool = False)
     return AccessControl(RequestLimits(app, service), access or Access())
 
 
-async def _api_error(_: Request, error: ApiError) -> JSONResponse:
+class _Failures:
+    """ASGI middleware that answers with what a route has raised, unless its answer has begun."""
+
+    def __init__(self, app: ASGIApp, deadline: float):
+        self._app, self._deadline = app, deadline
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            await _response(answer_for(error, self._deadline))(scope, receive, send)
+
+
+def _response(error: ApiError) -> JSONResponse:
     return JSONResponse(error.to_json(), error.status, error.headers)
 
 
-async def _value_error(request: Request, error: ValueError) -> JSONResponse:
-    """What the model or the library says of what it was given."""
-    return await _api_error(request, ApiError(400, str(error)))
-
-
-async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-    wrapped = ApiError(error.status_code, str(error.detail), headers=error.headers)
-    return await _api_error(request, wrapped)
-
-
-async def _failure(request: Request, _: Exception) -> JSONResponse:
-    return await _api_error(request, ApiError(500, "the server's log says what has failed"))
-
-
-def _timeout(seconds: float):
-    async def answer(request: Request, _: TimeoutError) -> JSONResponse:
-        return await _api_error(request, DeadlineExceeded(seconds))
-
-    return answer
+async def _http_error(_: Request, error: HTTPException) -> JSONResponse:
+    return _response(ApiError(error.status_code, str(error.detail), headers=error.headers))

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crem_jax.serve.errors import ApiError, DeadlineExceeded, Overloaded
+from crem_jax.serve.errors import ApiError, DeadlineExceeded, Overloaded, answer_for
 from crem_jax.serve.http.access import refuse
 from crem_jax.serve.service import Service
-
-log = logging.getLogger("crem_jax.serve")
 
 _GRACE = 5.0
 """Seconds after the deadline in which a stream may still say that it has passed."""
@@ -42,11 +39,10 @@ class RequestLimits:
                     await self._counted(scope, receive, sent, body)
                 else:
                     await self._free(scope, receive, sent, body)
-        except ApiError as error:
+        except Exception as error:
+            answer = answer_for(error, self._limits.deadline)
             if not sent.status:
-                await refuse(receive, sent, error)
-        except Exception as error:  # the application has answered it with 500
-            log.error("%s %s has failed", scope["method"], scope["path"], exc_info=error)
+                await refuse(receive, sent, answer)
         finally:
             route = getattr(scope.get("route"), "path", "") or "other"
             self._service.metrics.requests.labels(route, sent.status or "none").inc()

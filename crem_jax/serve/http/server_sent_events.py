@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 
 from crem_jax.serve.engine.jobs import AnswerChunk
-from crem_jax.serve.errors import ApiError, DeadlineExceeded
+from crem_jax.serve.errors import answer_for
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -47,10 +47,8 @@ def event_stream(events: AsyncIterator[dict[str, Any]], seconds: float) -> Strea
         try:
             async for event in events:
                 yield _line(event)
-        except TimeoutError:
-            yield _line(DeadlineExceeded(seconds).to_json())
-        except ApiError as error:
-            yield _line(error.to_json())
+        except Exception as error:
+            yield _line(answer_for(error, seconds).to_json())
         yield b"data: [DONE]\n\n"
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers=_HEADERS)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from crem_jax.serve.engine.jobs import AnswerChunk
-from crem_jax.serve.errors import ApiError
+from crem_jax.serve.errors import answer_for
 from crem_jax.serve.page.parts import CURSOR, KINDS, answer_card
 from crem_jax.serve.service import Service
 
@@ -58,8 +58,8 @@ async def _follow(
                     kind, text, said.memory_bytes, first, now, said.tokens, said.ended
                 )
                 changed.put_nowait(None)
-    except (ApiError, ValueError) as error:
-        cards[kind] = answer_card(kind, text, error=str(error))
+    except Exception as error:
+        cards[kind] = answer_card(kind, text, error=str(answer_for(error)))
     finally:
         # After this task is done: who waits looks at that.
         asyncio.get_running_loop().call_soon(changed.put_nowait, None)

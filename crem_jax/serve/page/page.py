@@ -14,7 +14,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from fastapi import FastAPI
 
-from crem_jax.serve.errors import ApiError
+from crem_jax.serve.errors import ApiError, answer_for
 from crem_jax.serve.inputs.pictures import data_uri
 from crem_jax.serve.page.answers import answers
 from crem_jax.serve.page.guard import PageGuard
@@ -52,7 +52,7 @@ def mount_page(app: FastAPI, service: Service) -> None:
         path="/",
         footer_links=[],
         run_history=False,
-        show_error=True,
+        show_error=False,  # what its functions say of errors is shown all the same
         max_file_size=1,
         ssr_mode=False,
         enable_monitoring=False,
@@ -105,8 +105,8 @@ def _find_tab(service: Service, quiet: dict[str, Any]) -> None:
                 pictures = (("the picture", picture),) if picture else ()
                 for hit in await service.search(words, pictures, int(k), int(top)):
                     found.append(hit_card(hit.entry, f"{hit.score:.3f}"))
-        except (ApiError, ValueError) as error:
-            return hit_cards([], str(error))
+        except Exception as error:
+            return hit_cards([], str(answer_for(error)))
         return hit_cards(found)
 
     async def choose(event: gr.EventData):
@@ -114,15 +114,14 @@ def _find_tab(service: Service, quiet: dict[str, Any]) -> None:
         try:
             with service.admission.admitted():
                 entry = await service.entry(name)
-        except (ApiError, ValueError) as error:
-            raise gr.Error(str(error)) from error
+        except Exception as error:
+            raise gr.Error(str(answer_for(error)), print_exception=False) from error
         return gr.Row(visible=True), name, hit_card(entry), *map(answer_card, KINDS)
 
     async def answer(name: str, question: str, mode: str):
-        with_picture = "" if mode == "compressed" else await _thumbnail(service, name)
         calls = {
             "compressed": lambda: _stored(service, name, question),
-            "native": lambda: _told(service, with_picture, question, False),
+            "native": lambda: _seen_again(service, name, question),
         }
         async for update in answers(service, calls, mode):
             yield update
@@ -174,11 +173,8 @@ async def _told(service: Service, picture: str, question: str, compressed: bool)
     return pieces
 
 
-async def _thumbnail(service: Service, name: str) -> str:
-    """What a native answer looks at: the file itself may be gone."""
-    try:
-        with service.admission.admitted():
-            entry = await service.entry(name)
-    except ApiError:
-        return ""
-    return data_uri(entry.thumbnail) if entry.thumbnail else ""
+async def _seen_again(service: Service, name: str, question: str):
+    """A native answer looks at the thumbnail: the file itself may be gone."""
+    entry = await service.entry(name)
+    picture = data_uri(entry.thumbnail) if entry.thumbnail else ""
+    return await _told(service, picture, question, False)

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from crem_jax import trees
 from crem_jax.data.records import Record
-from crem_jax.data.sources.base import Source
+from crem_jax.data.sources.base import Source, read_record
 from crem_jax.errors import CremError
 from crem_jax.files import write_text
 
@@ -112,8 +112,8 @@ def fingerprint(source: Source) -> dict[str, Any]:
     count, digest = len(source), hashlib.blake2b(digest_size=8)
     for index in sorted({0, count // 2, count - 1}):
         try:
-            digest.update(_content(source.record(index, None)))
-        except (OSError, ValueError) as error:  # the run itself skips and counts such records
+            digest.update(_content(read_record(source, index)))
+        except CremError as error:  # the run itself skips and counts such records
             digest.update(type(error).__name__.encode())
     return {"records": count, "sample": digest.hexdigest()}
 

@@ -29,6 +29,8 @@ def paths_of(value: Any, root: str, where: str) -> tuple[str, ...]:
     """Picture paths joined to `root`: of one path, of a list, or of None; empty ones are none."""
     values = value if isinstance(value, list | tuple) else [value]
     paths = [text_of(path, where) for path in values]
+    if any("\0" in path for path in paths):
+        raise RecordError(f"{where} has a NUL character, which no path has")
     return tuple(os.path.normpath(os.path.join(root, path)) for path in paths if path.strip())
 
 

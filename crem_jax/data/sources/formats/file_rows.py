@@ -220,9 +220,10 @@ class ParquetRows:
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[Any]:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with _naming(path), pq.ParquetFile(path) as file:
+        with _naming(path, pa.ArrowException), pq.ParquetFile(path) as file:
             yield file
 
 
@@ -230,12 +231,14 @@ def parse_json(text: str) -> Any:
     """A JSON value.
 
     Raises:
-      ValueError: it is none, or nested too deeply.
+      CremError: it is none, or nested too deeply.
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
         raise CremError("is nested too deeply") from None
+    except ValueError as error:
+        raise CremError(str(error)) from error
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -252,11 +255,11 @@ def _require_file(path: str) -> None:
 
 
 @contextlib.contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Whatever goes wrong in reading a row becomes a RecordError that names it."""
+def _naming(where: str, *errors: type[Exception]) -> Iterator[None]:
+    """What goes wrong in reading a row, these errors too, becomes a RecordError that names it."""
     try:
         yield
     except RecordError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, *errors) as error:
         raise RecordError(f"{where}: cannot be read: {error}") from error

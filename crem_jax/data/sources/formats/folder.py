@@ -13,6 +13,7 @@ from crem_jax.data.sources.base import FileSource
 from crem_jax.data.sources.formats.fields import make_item, text_of
 from crem_jax.data.sources.formats.file_rows import parse_json
 from crem_jax.data.sources.formats.jsonl import record_of
+from crem_jax.errors import CremError
 
 
 class FolderPictures(FileSource):
@@ -49,7 +50,7 @@ class FolderPictures(FileSource):
             try:
                 content = beside.read_text(encoding="utf-8-sig")
                 value = parse_json(content) if suffix == ".json" else None
-            except (ValueError, OSError) as error:
+            except (CremError, UnicodeDecodeError, OSError) as error:
                 raise RecordError(f"{beside}: cannot be read: {error}") from error
             if suffix == ".json":
                 record = record_of(

@@ -90,6 +90,9 @@ def encode_record(record: Record) -> bytes:
 
     The same record gives the same bytes in every process: a protobuf map is otherwise written in an
     order that differs from process to process.
+
+    Raises:
+      RecordError: a text of it is no valid Unicode.
     """
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -105,7 +108,10 @@ def encode_record(record: Record) -> bytes:
         "metadata": [json.dumps(record.metadata, ensure_ascii=False, sort_keys=True)],
     }
     for name, values in texts.items():
-        feature[name].bytes_list.value.extend(value.encode() for value in values)
+        try:
+            feature[name].bytes_list.value.extend(value.encode() for value in values)
+        except UnicodeEncodeError as error:
+            raise RecordError(f"the {name} of record {record.id!a} is no valid Unicode") from error
     feature["pictures"].bytes_list.value.extend(p for item in items for p in item.images)
     signed = [value - (1 << 64) if value >> 63 else value for value in hashes]
     feature["hashes"].int64_list.value.extend(signed)
