@@ -1,4 +1,8 @@
-"""The console script `crem`: `crem VERB …`, one module of crem_jax.commands a verb."""
+"""The console script `crem`: `crem VERB …`, one module of crem_jax.commands a verb.
+
+What is the user's to mend is one line on stderr; every other error is a bug and keeps its traceback
+(docs/errors.md).
+"""
 
 from __future__ import annotations
 
@@ -83,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.debug:
         return command.run(args) or 0
     _hush()
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name need not be text, nor a terminal UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

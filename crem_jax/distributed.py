@@ -46,7 +46,10 @@ def start(spec: str = "auto") -> None:
     # What CPU devices of several processes talk through; other devices have their own ways.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if spec == "auto":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:  # what the launcher says of the job is not all jax needs
+            raise CremError(f"--distributed auto finds no job: {error}") from error
         return
     match = _ADDRESS.fullmatch(spec)
     if not match or not int(match["index"]) < int(match["count"]):

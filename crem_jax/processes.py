@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import pickle
 import resource
 import threading
 import time
@@ -188,8 +189,7 @@ def _serve(work: Callable[[Any], Iterable[Any]], pipe: connection.Connection) ->
             except (BrokenPipeError, KeyboardInterrupt):
                 raise
             except Exception as error:
-                error.add_note(f"in a worker process:\n{traceback.format_exc()}")
-                pipe.send(_Raised(error))
+                pipe.send(_Raised(_portable(error)))
             else:
                 pipe.send(_DONE)
 
@@ -215,3 +215,14 @@ def read_ahead(
     finally:  # where a task has failed, or nobody wants more
         for future in following:
             future.cancel()
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as another process can raise it, with the traceback that it would lose."""
+    where = f"in a worker process:\n{traceback.format_exc()}"
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(where)
+    return error

@@ -6,7 +6,6 @@ One setting is timed; a step of another is taken to cost in proportion to its FL
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from crem_jax.ablation.measure import Asked
 from crem_jax.ablation.study import Row, Setting
 from crem_jax.data.batches.spec import make_batch_spec
 from crem_jax.errors import CremError
-from crem_jax.files import write_json
+from crem_jax.files import read_json, write_json
 from crem_jax.flops import model_flops
 from crem_jax.train.loop import train
 from crem_jax.train.run.metrics import read_metrics
@@ -73,7 +72,12 @@ class Pace:
     @staticmethod
     def read(workdir: Path) -> Pace | None:
         path = workdir / FILE
-        return Pace(**json.loads(path.read_text())) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return Pace(**read_json(path))
+        except TypeError as error:
+            raise CremError(f"{path} is none that `crem ablate` wrote: {error}") from error
 
     def write(self, workdir: Path) -> None:
         write_json(workdir / FILE, dataclasses.asdict(self))

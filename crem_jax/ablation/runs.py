@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 
 from crem_jax.ablation.measure import Asked
 from crem_jax.ablation.study import Row, Setting, Study
-from crem_jax.files import write_json
+from crem_jax.files import read_json, write_json
 from crem_jax.inference.model import load
 from crem_jax.train.loop import train
 from crem_jax.train.run import recipe
@@ -36,7 +35,7 @@ class Run:
     def summary(self) -> dict:
         """What is known of it: {} before it is trained."""
         try:
-            return json.loads((self.directory / SUMMARY).read_text())
+            return read_json(self.directory / SUMMARY)
         except FileNotFoundError:
             return {}
 

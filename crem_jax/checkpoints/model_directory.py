@@ -122,9 +122,10 @@ def load_model(
         partial_restore=True,  # what else was trained with them stays on disk
     )
     with _reading(where):
-        _check_fits(ocp.PyTreeCheckpointHandler().metadata(where).tree, like, where)
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            params = checkpointer.restore(where, args=wanted)
+        stored = ocp.PyTreeCheckpointHandler().metadata(where).tree
+    _check_fits(stored, like, where)
+    with _reading(where), ocp.PyTreeCheckpointer() as checkpointer:
+        params = checkpointer.restore(where, args=wanted)
     return config, params, tokenizer
 
 
@@ -135,7 +136,7 @@ def open_model(
     config, tokenizer, where = _find(directory, step)
     with _reading(where):
         stored = lazy_orbax.load(where)
-        return config, _check_fits(stored, _abstract(config), where), tokenizer
+    return config, _check_fits(stored, _abstract(config), where), tokenizer
 
 
 def _find(directory: str | Path, step: int | str) -> tuple[ModelConfig, Any, Path]:
@@ -174,10 +175,9 @@ def _check_fits(stored: crem.Params, like: crem.Params, where: Path) -> crem.Par
 
 @contextlib.contextmanager
 def _reading(where: Path) -> Iterator[None]:
+    """What orbax raises becomes a CremError; nothing but calls of it belongs inside."""
     try:
         yield
-    except trees.TreeError:
-        raise
     except Exception as error:  # orbax and tensorstore have no common class for bad data
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CremError(f"{where.parent}: is damaged: {reason}") from error

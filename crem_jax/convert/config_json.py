@@ -32,6 +32,8 @@ def from_hf(
         return _from_hf(config, generation or {}, preprocessor or {})
     except KeyError as error:
         raise ConfigError(f"config.json lacks the key {error}") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:  # a value of another type
+        raise ConfigError(f"config.json has a value of the wrong type: {error}") from error
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:

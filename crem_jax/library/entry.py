@@ -79,14 +79,19 @@ class LibraryInfo:
         Raises:
           LibraryError: its format is not one of FORMATS, as of one that a newer version has made.
         """
-        values = json.loads(text)
-        if values.get("format") not in FORMATS:
+        try:
+            values = json.loads(text)
+            found = values.get("format")
+            if found in FORMATS:
+                values = {**values, "prefixes": tuple(values["prefixes"])}
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            raise LibraryError(f"what the library says of itself is damaged: {error!r}") from error
+        if found not in FORMATS:
             known = ", ".join(map(str, FORMATS))
             raise LibraryError(
-                f"the library has format {values.get('format')}; this version of crem_jax reads "
-                f"format {known}"
+                f"the library has format {found}; this version of crem_jax reads format {known}"
             )
-        return LibraryInfo(**{**values, "prefixes": tuple(values["prefixes"])})
+        return LibraryInfo(**values)
 
     def column(self, k: int | None) -> str:
         """The column that holds the embedding of the first k chorus tokens.

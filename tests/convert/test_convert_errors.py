@@ -15,10 +15,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from crem_jax import trees
+from crem_jax.config import ConfigError
 from crem_jax.convert import table
 from crem_jax.convert.huggingface import export_hf
 from crem_jax.convert.safetensors_io import INDEX, SINGLE, Weights, atomic_directory
 from crem_jax.convert.table import WeightsError
+from crem_jax.errors import CremError
 from tests.support import hf_models as hf
 
 
@@ -159,6 +161,36 @@ def test_a_directory_without_weights_config_or_tokenizer_says_so(broken, tmp_pat
     refuses(broken, f"{broken}: has no model.safetensors and no model.safetensors.index.json")
     (broken / "config.json").write_text("{")
     refuses(broken, f"{broken / 'config.json'}: is not JSON")
+
+
+@pytest.mark.parametrize(
+    "part, key, value",
+    [
+        ("text_config", "hidden_size", "wide"),
+        ("text_config", "num_attention_heads", 0),
+        ("text_config", "rope_parameters", "default"),
+        ("text_config", "vocab_size", None),
+        ("vision_config", "embed_dim", [16]),
+        ("", "text_config", [1, 2]),
+        ("", "image_token_id", "<|image_pad|>"),
+    ],
+)
+def test_a_config_of_the_wrong_types_is_refused_in_a_sentence(broken, part, key, value):
+    values = json.loads((broken / "config.json").read_text())
+    (values[part] if part else values)[key] = value
+    (broken / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"config\.json (has a value of the wrong type|lacks)"):
+        import_hf(broken)
+
+
+def test_a_bug_in_reading_is_no_damage_of_the_files(broken, monkeypatch):
+    def fail(*_, **__):
+        return np.zeros((2, 3)) @ np.zeros((2, 3))
+
+    monkeypatch.setattr(table, "from_hf", fail)
+    with pytest.raises(ValueError, match="matmul") as met:
+        import_hf(broken)
+    assert not isinstance(met.value, CremError)
 
 
 def test_parameters_that_do_not_fit_the_config_are_not_written(oracle, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 
 import pytest
 
@@ -33,5 +34,20 @@ def refuse(task: int):
 
 
 def test_what_the_work_raises_is_raised():
-    with pytest.raises(ValueError, match="not 0"):
+    with pytest.raises(ValueError, match="not 0") as met:
         list(spread(refuse, [0, 0], 2))
+    assert "in refuse" in "".join(traceback.format_exception(met.value))
+
+
+class Odd(Exception):
+    def __init__(self, one: int, two: int):
+        super().__init__(f"{one} and {two}")
+
+
+def be_odd(task: int):
+    raise Odd(1, 2)
+
+
+def test_an_error_that_cannot_leave_its_process_is_told_of():
+    with pytest.raises(RuntimeError, match="Odd: 1 and 2"):
+        list(spread(be_odd, [0], 1))

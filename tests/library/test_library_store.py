@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from crem_jax.library import entry, library
-from crem_jax.library.entry import Entry, LibraryError, LibraryInfo, halves
+from crem_jax.library.entry import Entry, LibraryError, LibraryInfo, StoreError, halves
 from crem_jax.library.memory_codec import decode_memory, encode_memory
-from crem_jax.library.stores import milvus
+from crem_jax.library.stores import lance_tables, milvus
 from crem_jax.types import CHORUS, KV, Memory
 
 DIM, CHORUS_TOKENS = 16, 4
@@ -205,6 +206,52 @@ def test_unusable_questions_to_a_library_are_refused(rng, place, tmp_path):
     (tmp_path / "full" / "file").touch()
     with pytest.raises(LibraryError, match="exists and is no library"):
         library.create(tmp_path / "full", place[1])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("lance error: IO"), ValueError("no field"), pa.ArrowNotImplementedError()],
+)
+def test_what_lance_raises_is_a_store_error_or_one_of_the_condition(error):
+    with pytest.raises(StoreError, match=r"^lib cannot be used"), lance_tables.storing("lib"):
+        raise error
+    named = pytest.raises(LibraryError, match=r"^the condition 'a' cannot be used")
+    with named as met, lance_tables.storing("lib", "a"):
+        raise error
+    assert not isinstance(met.value, StoreError)
+    with pytest.raises(OSError, match="full"), lance_tables.storing("lib"):
+        raise OSError("the disk is full")
+
+
+def test_damaged_tables_are_store_errors_that_name_them(rng, tmp_path):
+    lib = library.create(tmp_path / "lib", ABOUT)
+    lib.put(entries(rng, 3), blobs(rng, 3))
+    for file in (tmp_path / "lib" / "entries.lance" / "data").iterdir():
+        file.write_bytes(b"no data")
+    for call in (
+        lambda: lib.search(unit(rng, DIM)),
+        lambda: list(lib.scan(["id", "content"])),
+        lambda: lib.get(["it's/0.png"]),
+    ):
+        with pytest.raises((StoreError, OSError), match="lance"):
+            call()
+    for file in (tmp_path / "lib" / "memories.lance" / "_versions").iterdir():
+        file.write_bytes(b"no manifest")
+    with pytest.raises((StoreError, OSError)):
+        library.open(tmp_path / "lib")
+
+
+def test_a_bug_in_the_library_is_no_error_of_its_tables(rng, tmp_path, monkeypatch):
+    lib = library.create(tmp_path / "lib", ABOUT)
+    lib.put(entries(rng, 3), blobs(rng, 3))
+
+    def fail(*_, **__):
+        return np.zeros((2, 3)) @ np.zeros((2, 3))
+
+    monkeypatch.setattr(lance_tables, "to_numpy", fail)
+    with pytest.raises(ValueError, match="matmul") as met:
+        list(lib.scan(["id"], where="width > 0"))
+    assert not isinstance(met.value, LibraryError)
 
 
 def test_verify_names_what_is_wrong_and_compact_drops_orphans(rng, tmp_path):

@@ -44,7 +44,7 @@ def fit_size(
     """
     unit = patch * merge
     if height < 1 or width < 1:
-        raise CremError(f"a picture of {height}x{width} pixels (height x width) has no pixels")
+        raise ValueError(f"a picture of {height}x{width} pixels (height x width) has no pixels")
     if not 1 <= min_pixels <= max_pixels or max_pixels < unit * unit:
         raise CremError(
             f"min_pixels={min_pixels} and max_pixels={max_pixels} leave no size; expected "
@@ -78,7 +78,7 @@ def fill_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
       ValueError: a side or `tokens` below 1.
     """
     if height < 1 or width < 1 or tokens < 1:
-        raise CremError(f"cannot fill {tokens} tokens with a picture of {height}x{width} pixels")
+        raise ValueError(f"cannot fill {tokens} tokens with a picture of {height}x{width} pixels")
     if height > width:
         return fill_grid(width, height, tokens)[::-1]
     aspect = width / height
@@ -161,12 +161,12 @@ def patchify(pixels: np.ndarray, patch: int, merge: int) -> tuple[np.ndarray, np
     unit = patch * merge
     shape = pixels.shape
     if len(shape) != 3 or shape[2] != 3 or shape[0] % unit or shape[1] % unit or 0 in shape:
-        raise CremError(
+        raise ValueError(
             f"cannot patchify pixels of shape {shape}; expected [H, W, 3] with H and W positive "
             f"multiples of patch * merge = {unit}"
         )
     if pixels.dtype != np.uint8:
-        raise CremError(f"cannot patchify {pixels.dtype} pixels; expected uint8")
+        raise ValueError(f"cannot patchify {pixels.dtype} pixels; expected uint8")
     rows, columns = shape[0] // unit, shape[1] // unit
     # [rows, merge, patch, columns, merge, patch, C] -> [rows, columns, merge, merge, C, ph, pw]
     blocks = pixels.reshape(rows, merge, patch, columns, merge, patch, 3)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from crem_jax.data.emoji.emoji import EmojiPictures
 from crem_jax.data.emoji.scenes import Scenes
@@ -26,6 +31,16 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "sharegpt": ShareGpt,
     "tfds": TfdsRecords,
 }
+_NAMES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+    os.PathLike: "a path",
+    Sequence: "a list",
+    Mapping: "a mapping",
+}
 _SELECTION = ("index", "limit", "limit_seed", "only")
 
 
@@ -38,7 +53,8 @@ def make_sources(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
     """
     sources = {}
     for name, arguments in config.items():
-        arguments = dict(arguments)
+        # Mappings in it, such as `cap`, are ConfigDicts too, which are no Mappings.
+        arguments = arguments.to_dict() if isinstance(arguments, ConfigDict) else dict(arguments)
         kind = arguments.pop("kind", name)
         sources[name] = make_source(kind, arguments, where=f"data.sources.{name}")
     return sources
@@ -71,11 +87,26 @@ def make_source(kind: str, arguments: Mapping[str, Any], where: str = "source") 
     missing = [name for name in needed if name not in own]
     if missing:
         raise CremError(f"{where}: a source of kind {kind!r} needs {missing[0]!r}")
+    _check_types(SOURCES[kind], own, where)
     try:
         source = SOURCES[kind](**own)
         source = select(source, **{k: arguments[k] for k in _SELECTION if k in arguments})
-    except (TypeError, ValueError) as error:
+    except CremError as error:
         raise CremError(f"{where}: {error}") from error
     if not len(source):
         raise CremError(f"{where}: there are no records in it")
     return source
+
+
+def _check_types(kind: Callable[..., Source], arguments: Mapping[str, Any], where: str) -> None:
+    """Raises CremError for an argument that is not of the type the kind's signature says."""
+    hints = typing.get_type_hints(kind.__init__)
+    for name, value in arguments.items():
+        hint = hints[name]
+        parts = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
+        wanted = tuple(typing.get_origin(part) or part for part in parts)
+        if float in wanted:
+            wanted += (int,)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            expected = " or ".join(_NAMES.get(one, one.__name__) for one in wanted)
+            raise CremError(f"{where}: {name} is {value!r}; expected {expected}")

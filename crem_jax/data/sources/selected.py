@@ -109,7 +109,7 @@ def read_index(path: str | os.PathLike, records: int) -> np.ndarray:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         total, runs = value["records"], value["good"]
         parts = [np.arange(first, last) for first, last in runs]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CremError(f"index {path} is none that `crem doctor` wrote") from error
     if total != records or any(last > total for _, last in runs):
         raise CremError(

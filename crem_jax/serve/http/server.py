@@ -34,8 +34,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
-        raise CremError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # the latter of a name that is none
+        reason = getattr(error, "strerror", None) or error
+        raise CremError(f"cannot listen on {host} port {port}: {reason}") from error
     return listener
 
 

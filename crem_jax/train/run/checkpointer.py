@@ -97,10 +97,10 @@ class Checkpointer:
         """
         damaged: dict[int, str] = {}
         for step in sorted(self.manager.all_steps(), reverse=True):
-            restored, reason = None, ""
+            items, reason = None, ""
             for _ in range(2):  # a disk or a bucket may fail once
                 try:
-                    restored = self._restore(step, state, stream)
+                    items = self._read(step, state)
                     break
                 except (MemoryError, PermissionError):
                     raise
@@ -108,30 +108,39 @@ class Checkpointer:
                     if any(word in str(error) for word in _NO_DAMAGE):
                         raise
                     reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if distributed.all_agree(restored is not None):
+            if distributed.all_agree(items is not None):
                 self._set_aside(damaged, step)
-                return restored[0], step, restored[1]
+                return self._restored(state, stream, step, *items)
             damaged[step] = reason or "another process cannot read it"
         if damaged:
             listed = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise CremError(f"every checkpoint in {self.directory} is damaged: {listed}")
         return None
 
-    def _restore(self, step: int, state: TrainState, stream: Shards) -> tuple[TrainState, bool]:
-        """Reads item by item, without the manager's barriers: one process alone may fail here."""
+    def _read(self, step: int, state: TrainState) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """Parameters, optimiser and positions of the stream, as orbax and grain have stored them.
+
+        Item by item, without the manager's barriers: one process alone may fail here.
+        """
         where = self.directory / str(step)
         arrays = ocp.StandardCheckpointHandler()
         params = arrays.restore(where / "params", args=ocp.args.StandardRestore(state.params))
         optimizer = arrays.restore(where / "optimizer", args=ocp.args.StandardRestore(_flat(state)))
-        leaves = [optimizer[f"{i:04d}"] for i in range(len(optimizer) - 1)]
-        opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
-        states = {}
+        states: dict[str, Any] = {}
         for file in (where / "data").glob("process_*.json"):
             states |= json.loads(file.read_text())
+        return params, optimizer, states
+
+    @staticmethod
+    def _restored(
+        state: TrainState, stream: Shards, step: int, params: Any, optimizer: Any, states: Any
+    ) -> tuple[TrainState, int, bool]:
+        leaves = [optimizer[f"{i:04d}"] for i in range(len(optimizer) - 1)]
+        opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
         moved = set(stream.get_state()) <= set(states)
         if moved:
             stream.set_state(states)
-        return TrainState(optimizer["step"], params, opt_state), moved
+        return TrainState(optimizer["step"], params, opt_state), step, moved
 
     def _set_aside(self, damaged: dict[int, str], whole: int) -> None:
         if not damaged:

@@ -14,6 +14,7 @@ from pathlib import Path
 from etils import epath
 
 from crem_jax import distributed
+from crem_jax.errors import CremError
 from crem_jax.files import WriteFailed
 
 _MIRRORS = Path("~/.cache/crem_jax/runs")
@@ -35,7 +36,14 @@ class RunDirectory:
 
     def __init__(self, workdir: str | Path, mirror: Path | None = None):
         self.name = str(workdir)
-        self.remote = epath.Path(self.name) if "://" in self.name or mirror else None
+        self.remote = None
+        if "://" in self.name or mirror:
+            try:
+                self.remote = epath.Path(self.name)
+            except KeyError as error:  # epath knows no such scheme
+                raise CremError(
+                    f"--workdir {self.name!r} is neither a directory nor a bucket (gs://BUCKET/RUN)"
+                ) from error
         slug = self.name.partition("://")[2].strip("/").replace("/", "--")
         slug += "" if distributed.is_main() else f"--process-{distributed.share()[0]}"
         self.local = (mirror or _MIRRORS.expanduser() / slug) if self.remote else Path(workdir)

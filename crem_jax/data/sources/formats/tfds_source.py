@@ -51,11 +51,15 @@ class TfdsRecords(FileSource):
             raise CremError(
                 f"{self._path} has no split {split!r}; it has {', '.join(sorted(info.splits))}"
             )
-        files = [os.fspath(file) for file in info.splits[split].filepaths]
+        try:
+            chosen = info.splits[split]
+        except Exception as error:  # a part that is none; tfds has no class for it
+            raise CremError(f"{self._path} has no split {split!r}: {error}") from error
+        files = [os.fspath(file) for file in chosen.filepaths]
         missing = [file for file in files if not os.path.isfile(file)]
         if missing:
             raise FileNotFoundError(f"{missing[0]} does not exist")
-        self._length = info.splits[split].num_examples
+        self._length = chosen.num_examples
 
     def __len__(self) -> int:
         return self._length
@@ -101,7 +105,7 @@ class TfdsRecords(FileSource):
         info = self._builder.info
         try:
             return FeatureMap(self._map, info.features, info.name)
-        except ValueError as error:
+        except CremError as error:
             raise CremError(f"{self._path}: {error}") from error
 
 
