@@ -127,12 +127,12 @@ def test_a_bug_in_a_route_is_a_500(http, service, monkeypatch, logged, route):
 
 
 @pytest.mark.parametrize(
-    "route, name", [(EMBED, "states_of"), (CHAT, "memory_of"), (SEARCH, "states_of")]
+    "route, name", [(EMBED, "chorus_states"), (CHAT, "compress"), (SEARCH, "chorus_states")]
 )
 def test_a_bug_in_the_engine_s_thread_is_a_500_and_the_thread_lives(
     http, service, monkeypatch, logged, route, name
 ):
-    monkeypatch.setattr(service.model, name, wrong_shapes)
+    monkeypatch.setattr(service.runner, name, wrong_shapes)
     answer = http.post(route[0], json=route[1])
     assert answer.status_code == 500 and "matmul" not in answer.text
     logged(answer.json()["error"]["message"], ValueError, "matmul")
@@ -150,7 +150,7 @@ def test_what_fails_within_a_stream_is_its_last_event(
     advance = AnswerBatch.advance
 
     def fail_later(batch):
-        if any(batch._answering.counts):
+        if any(batch._stream.counts):
             raise error
         return advance(batch)
 
