@@ -231,10 +231,13 @@ def test_a_bug_in_packing_ends_a_training_run(monkeypatch, tmp_path):
 
 
 def test_a_bug_in_the_construction_of_a_source_is_no_error_of_its_arguments(monkeypatch):
-    monkeypatch.setattr(toy.Toy, "__post_init__", wrong_shapes, raising=False)
-    monkeypatch.setattr(registry, "SOURCES", {"toy": toy.Toy})
+    class Broken:
+        def __init__(self):
+            wrong_shapes()
+
+    monkeypatch.setattr(registry, "SOURCES", {"broken": Broken})
     with pytest.raises(ValueError, match=BUG) as met:
-        registry.make_sources({"toy": {}})
+        registry.make_sources({"broken": {}})
     assert not isinstance(met.value, CremError)
 
 
