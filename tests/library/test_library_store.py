@@ -224,7 +224,7 @@ def test_what_lance_raises_is_a_store_error_or_one_of_the_condition(error):
 
 
 def test_damaged_tables_are_store_errors_that_name_them(rng, tmp_path):
-    lib = library.create(tmp_path / "lib", ABOUT)
+    lib = library.create(tmp_path / "lib", INFO)
     lib.put(entries(rng, 3), blobs(rng, 3))
     for file in (tmp_path / "lib" / "entries.lance" / "data").iterdir():
         file.write_bytes(b"no data")
@@ -242,7 +242,7 @@ def test_damaged_tables_are_store_errors_that_name_them(rng, tmp_path):
 
 
 def test_a_bug_in_the_library_is_no_error_of_its_tables(rng, tmp_path, monkeypatch):
-    lib = library.create(tmp_path / "lib", ABOUT)
+    lib = library.create(tmp_path / "lib", INFO)
     lib.put(entries(rng, 3), blobs(rng, 3))
 
     def fail(*_, **__):

@@ -12,9 +12,9 @@ import pytest
 import crem_jax
 from crem_jax import library
 from crem_jax.errors import CremError
-from crem_jax.library.contents import Contents
 from crem_jax.library.entry import StoreError
-from crem_jax.library.indexing import about_of, index
+from crem_jax.library.index_source import IndexSource
+from crem_jax.library.indexing import index, library_info
 from crem_jax.serve.engine.answer_batch import AnswerBatch
 from crem_jax.serve.errors import ApiError, answer_for
 from crem_jax.serve.service import Service
@@ -45,8 +45,8 @@ def service(tiny_model_dir, tmp_path_factory) -> Service:
     (folder / "photos").mkdir()
     draw(0).save(folder / "photos" / "0.png")
     model = crem_jax.load(tiny_model_dir)
-    lib = library.create(folder / "lib", about_of(model, "tiny", "float32"))
-    index(model, lib, Contents(str(folder / "photos")))
+    lib = library.create(folder / "lib", library_info(model, "tiny", "float32"))
+    index(model, lib, IndexSource(str(folder / "photos")))
     return Service(model, "tiny", lib)
 
 
