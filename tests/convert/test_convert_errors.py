@@ -180,7 +180,7 @@ def test_a_config_of_the_wrong_types_is_refused_in_a_sentence(broken, part, key,
     (values[part] if part else values)[key] = value
     (broken / "config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"config\.json (has a value of the wrong type|lacks)"):
-        open_hf(broken)
+        hf.read(broken)
 
 
 def test_a_bug_in_reading_is_no_damage_of_the_files(broken, monkeypatch):
@@ -189,7 +189,7 @@ def test_a_bug_in_reading_is_no_damage_of_the_files(broken, monkeypatch):
 
     monkeypatch.setattr(table, "from_hf", fail)
     with pytest.raises(ValueError, match="matmul") as met:
-        open_hf(broken)
+        hf.read(broken)
     assert not isinstance(met.value, CremError)
 
 
