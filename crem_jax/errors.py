@@ -1,4 +1,4 @@
-"""The root of all errors that are the user's fault."""
+"""The root of all errors that are the user's fault (docs/errors.md)."""
 
 from __future__ import annotations
 
@@ -9,4 +9,10 @@ class CremError(ValueError):
 
     The command line prints it as one line and exits with 2, the server answers with a 4xx, and the
     data pipeline counts a bad record. Every other exception but OSError is a bug and surfaces.
+    """
+
+
+class Unavailable(CremError):
+    """What was asked for cannot be had now, whatever is asked of it: the server answers with 503,
+    as for an OSError, and keeps the message to its log.
     """

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from crem_jax.errors import CremError
+from crem_jax.errors import CremError, Unavailable
 
 ENCODINGS = ("float32", "bfloat16", "int8", "none")
 """How the numbers of a memory are stored; "none" keeps no memories."""
@@ -26,7 +26,7 @@ class LibraryError(CremError):
     """A library cannot be used as asked; the message says why."""
 
 
-class StoreError(LibraryError):
+class StoreError(LibraryError, Unavailable):
     """What holds a library's tables fails: they are damaged, or it cannot be reached or written."""
 
 

@@ -7,8 +7,7 @@ import logging
 import secrets
 from collections.abc import Mapping
 
-from crem_jax.errors import CremError
-from crem_jax.library.entry import StoreError
+from crem_jax.errors import CremError, Unavailable
 
 log = logging.getLogger("crem_jax.serve")
 
@@ -71,7 +70,7 @@ def answer_for(error: Exception, deadline: float | None = None) -> ApiError:
     """What a caller is told of any exception.
 
     A CremError is his own fault, and he gets its words. All else is not: he gets 503 for an OSError
-    or a StoreError, which may pass, 500 for a bug, and the number under which the log has the
+    or an Unavailable, which may pass, 500 for a bug, and the number under which the log has the
     traceback.
 
     Args:
@@ -79,7 +78,7 @@ def answer_for(error: Exception, deadline: float | None = None) -> ApiError:
     """
     if isinstance(error, ApiError):
         return error
-    passing = isinstance(error, OSError | StoreError)
+    passing = isinstance(error, OSError | Unavailable)
     if isinstance(error, CremError) and not passing:
         return ApiError(400, str(error))
     if isinstance(error, TimeoutError) and error.errno is None and deadline is not None:
