@@ -152,7 +152,7 @@ def measure(vectors: Vectors, args: argparse.Namespace, root: Path) -> dict:
         return names[order[np.searchsorted(keys, near.search(query, TOP)[0], sorter=order)]]
 
     out["library, recall@10"] = recall(rows_of)
-    out["library, candidates"] = near.stamp.candidates
+    out["library, candidates"] = near.state.candidates
     out["library, ms p50/p95"] = _times(lambda q: lib.search(q, None, TOP), queries)
     out["library, first pass and ranking, ms"] = _times(lambda q: near.search(q, TOP), queries)
     verified = lib._entries.recall(TOP, 64)

@@ -1,4 +1,4 @@
-"""What every run is asked, and how the answers are put together.
+"""The scores of a run: what is measured of every model, and how the figures are put together.
 
 Three figures stand for the paper's three: find (there MMEB), native and compressed (there the mean
 of comprehension sets), each the mean of two parts. "tokens" are teacher-forced: the share of a
@@ -59,8 +59,8 @@ def headlines(study: Study) -> tuple[str, ...]:
     return (*HEADLINES, *(SIGN_HEADLINES if study.signs else ()))
 
 
-class Asked:
-    """One model under questions; what several rows share is computed once.
+class ModelScores:
+    """Scores of one model; what several rows of a table share is computed once.
 
     Args:
       scenes: how many held-out scenes are shown.
@@ -89,12 +89,12 @@ class Asked:
         }
 
     @functools.cached_property
-    def _names(self) -> emoji.Names:
-        return emoji.Names.of(self.model, "heldout")
+    def _names(self) -> emoji.NameStates:
+        return emoji.NameStates.of(self.model, "heldout")
 
     @functools.cached_property
-    def _captioned(self) -> emoji.Captioned:
-        return emoji.Captioned.of(self.model, self.scenes)
+    def _captioned(self) -> emoji.SceneStates:
+        return emoji.SceneStates.of(self.model, self.scenes)
 
     def _once(self, ask: Callable[..., float], **how) -> float:
         key = ask.__name__, *how.values()
@@ -112,13 +112,13 @@ class Asked:
         return token_accuracy(self.model, pictures, turns, **how)
 
     def _sign(self, **how) -> float:
-        pictures, said = signs(self.scenes)
+        pictures, texts = signs(self.scenes)
         items = [{"image": picture, "text": SAY} for picture in pictures]
-        return emoji.exact(self.model.generate(items, max_new_tokens=8, **how), said)
+        return emoji.exact(self.model.generate(items, max_new_tokens=8, **how), texts)
 
     def _sign_tokens(self, **how) -> float:
-        pictures, said = signs(self.scenes)
-        turns = [(SAY, text) for text in said]
+        pictures, texts = signs(self.scenes)
+        turns = [(SAY, text) for text in texts]
         return token_accuracy(self.model, pictures, turns, **how)
 
 
@@ -140,5 +140,5 @@ def cache_share(model: Model, k: int | None = None, sinks: int = 0) -> float:
     def compressed(context: Context) -> Memory:
         return crem.compress(model.config, model.params, context).chorus_only(k, sinks)
 
-    kept = jax.eval_shape(compressed, context).kv.keys.shape[3]
-    return kept / int(np.sum(context.region == CONTEXT))
+    slots = jax.eval_shape(compressed, context).kv.keys.shape[3]
+    return slots / int(np.sum(context.region == CONTEXT))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from crem_jax.ablation.measure import Asked
+from crem_jax.ablation.measure import ModelScores
 from crem_jax.ablation.study import Row, Setting
 from crem_jax.data.batches.spec import make_batch_spec
 from crem_jax.errors import CremError
@@ -111,7 +111,7 @@ def time_setting(config: ConfigDict, scenes: int) -> Pace:
             *_, timed = read_metrics(Path(folder) / "metrics.jsonl")
         step = sum(config.data.records.values()) / timed["samples_per_second"]
         started = time.perf_counter()
-        Asked(model, scenes).scores(Row(""))
+        ModelScores(model, scenes).scores(Row(""))
         rounds.append((step, time.perf_counter() - started, max(took - 2 * _TIMED * step, 0.0)))
     (_, cold_evaluation, cold_start), (step, evaluation, start) = rounds
     compiling = max(cold_evaluation - evaluation, 0.0) + max(cold_start - start, 0.0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from crem_jax.ablation.measure import Asked
+from crem_jax.ablation.measure import ModelScores
 from crem_jax.ablation.study import Row, Setting, Study
 from crem_jax.files import read_json, write_json
 from crem_jax.inference.model import load
@@ -103,7 +103,7 @@ def finish(
             model = load(run.directory, "last")
         else:
             model = train(config_of_run(run, config_of, steps), run.directory)
-        asked, scores = Asked(model, scenes), summary.get("scores", {})
+        asked, scores = ModelScores(model, scenes), summary.get("scores", {})
         for row, signs in rows:
             scores[row.asked] = scores.get(row.asked, {}) | asked.scores(row, signs)
         setting = dataclasses.asdict(run.setting)

@@ -41,25 +41,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from crem_jax.commands.output import print_json, print_table
     from crem_jax.files import write_json
-    from crem_jax.inference.attention_maps import gaze
+    from crem_jax.inference.attention_maps import attention_maps
     from crem_jax.inference.model import load
-    from crem_jax.report.gaze import contact_sheet, save_overlays
+    from crem_jax.report.attention_maps import contact_sheet, save_overlays
 
     picture, out = Path(args.image), Path(args.out)
     item = {"image": picture, "text": args.text}
-    gazes = {}
+    by_model = {}
     for name, directory in zip(_names(args.models), args.models, strict=True):
         model = load(directory, args.step)
-        gazes[name] = gaze(model, item, _layers(args.layers, model.config.text.num_layers))
-    for name, one in gazes.items():
+        by_model[name] = attention_maps(
+            model, item, _layers(args.layers, model.config.text.num_layers)
+        )
+    for name, one in by_model.items():
         save_overlays(picture, one, out / name)
-    contact_sheet(picture, gazes, out / "sheet.png")
+    contact_sheet(picture, by_model, out / "sheet.png")
     found = {
         "image": args.image,
         "text": args.text,
         "layers": args.layers,
         "sheet": str(out / "sheet.png"),
-        "models": {name: one.figures() for name, one in gazes.items()},
+        "models": {name: one.figures() for name, one in by_model.items()},
     }
     write_json(out / "look.json", found)
     if args.json:

@@ -48,7 +48,7 @@ def quick(model: Model) -> dict[str, float]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Names:
+class NameStates:
     """Chorus states of a split's pictures [N, K, D] and of all names [M, K, D].
 
     positive: bool [N, M], which names a picture has. own: the split's own names.
@@ -60,11 +60,11 @@ class Names:
     own: list[int]
 
     @staticmethod
-    def of(model: Model, split: str) -> Names:
-        everything, asked = load_emoji("all"), EmojiPictures(split)
-        true = [set(same_picture_names(asked[i])) for i in range(len(asked))]
-        return Names(
-            pictures=model.chorus_states([asked.draw(i) for i in range(len(asked))]),
+    def of(model: Model, split: str) -> NameStates:
+        everything, pictures = load_emoji("all"), EmojiPictures(split)
+        true = [set(same_picture_names(pictures[i])) for i in range(len(pictures))]
+        return NameStates(
+            pictures=model.chorus_states([pictures.draw(i) for i in range(len(pictures))]),
             labels=model.chorus_states([emoji.name for emoji in everything]),
             positive=np.array([[emoji.name in names for emoji in everything] for names in true]),
             own=[i for i, emoji in enumerate(everything) if emoji.split == split],
@@ -83,14 +83,14 @@ class Names:
 
 def names(model: Model, split: str) -> dict[str, float]:
     """A split's pictures → their name among all names, and back among the split's pictures."""
-    states = Names.of(model, split)
+    states = NameStates.of(model, split)
     prefixes = [k for k in ELASTIC if k <= model.config.num_chorus]
     scores = {f"{split}_{name}": score for name, score in states.scores().items()}
     return scores | {"elastic": {k: states.scores(k)["name_p5"] for k in prefixes}}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Captioned:
+class SceneStates:
     """Chorus states of N held-out scenes [N, K, D], their captions, and their captions' edits."""
 
     pictures: np.ndarray
@@ -98,9 +98,9 @@ class Captioned:
     edits: np.ndarray
 
     @staticmethod
-    def of(model: Model, count: int = SCENES) -> Captioned:
+    def of(model: Model, count: int = SCENES) -> SceneStates:
         records = scene_records(count)
-        return Captioned(
+        return SceneStates(
             pictures=model.chorus_states([record.query for record in records]),
             captions=model.chorus_states([record.positives[0] for record in records]),
             edits=model.chorus_states([item for r in records for item in r.negatives]),
@@ -125,7 +125,7 @@ class Captioned:
 
 def scenes(model: Model) -> dict[str, float]:
     """Held-out scenes: caption ⇄ picture, and the true caption against one-attribute edits."""
-    return Captioned.of(model).scores()
+    return SceneStates.of(model).scores()
 
 
 def visual_questions(model: Model, count: int = SCENES) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How an evaluation tells how far it is."""
+"""How an evaluation reports its progress."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 Counting = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
-"""(total, what) -> a context that gives a function to be told how many more are done, as
-`commands.output.counting` does."""
+"""(total, what) -> a context that gives a function to call with the number of newly finished items,
+as `commands.output.counting` does."""
 
 
 @contextlib.contextmanager
 def quiet(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """Tells nobody."""
+    """Reports to nobody."""
     yield lambda count: None

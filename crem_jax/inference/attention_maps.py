@@ -1,4 +1,4 @@
-"""What a model's chorus tokens look at in a picture: maps and figures (the paper's Figure 4)."""
+"""Attention of a model's chorus tokens over a picture: maps and figures (the paper's Figure 4)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ from crem_jax.model.chorus_attention import chorus_attention
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionMaps:
-    """maps: float32 [K, rows, columns], the attention of each chorus token to each vision token of
-    the picture, mean over heads and layers; what is missing to 1 goes to text and to the chorus."""
+    """The attention of the chorus tokens to one picture.
+
+    Attributes:
+      maps: float32 [K, rows, columns], the weight of each chorus token on each vision token, mean
+        over heads and layers. A map sums to less than 1: the rest is on text and on the chorus.
+    """
 
     maps: np.ndarray
 
@@ -30,14 +34,16 @@ class AttentionMaps:
         return maps / np.maximum(maps.sum((1, 2), keepdims=True), 1e-12)
 
     def figures(self) -> dict[str, Any]:
-        """on_picture, entropy, coverage and overlap, each from 0 to 1.
+        """Summary statistics, each from 0 to 1.
 
-        on_picture: attention that goes to the picture at all, mean over the tokens.
-        entropy: of each token's map, over that of an even one: 1 looks everywhere alike.
-        coverage: places that all tokens together look at, exp(entropy of their mean map), over all.
-        overlap: what the maps of two tokens have in common, sum of the smaller, mean over pairs;
-          1 is the same map, None that there is one token.
-        by_token: the entropy and on_picture of each.
+        Returns:
+          on_picture: the share of attention that is on the picture, mean over the tokens.
+          entropy: of a token's map, relative to a uniform one (1), mean over the tokens.
+          coverage: the share of the picture that the tokens attend to together,
+            exp(entropy of their mean map) / places.
+          overlap: what the maps of two tokens have in common (the sum of the smaller shares), mean
+            over pairs; 1 is the same map, None that there is only one token.
+          by_token: entropy and on_picture of each token.
         """
         shares = self.shares.reshape(len(self.maps), -1)
         entropy = _entropy(shares) / max(np.log(shares.shape[1]), 1e-12)
@@ -53,8 +59,8 @@ class AttentionMaps:
         }
 
 
-def gaze(model: Model, item: Any, layers: Sequence[int] | None = None) -> AttentionMaps:
-    """Where the chorus looks while it compresses an item with one picture.
+def attention_maps(model: Model, item: Any, layers: Sequence[int] | None = None) -> AttentionMaps:
+    """Attention maps of the chorus while it compresses an item with one picture.
 
     Args:
       item: as for `Model.encode`. layers: mean over these, counted from 0; None is all.

@@ -41,7 +41,7 @@ def rank_pictures(
     k: int | None = None,
     dim: int | None = None,
 ) -> Ranking:
-    """Ranks pictures; those that cannot be used are left out and told.
+    """Ranks pictures; those that cannot be used are left out and listed.
 
     Args:
       k: read only the first k chorus tokens; None is all.

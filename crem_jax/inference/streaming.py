@@ -1,4 +1,4 @@
-"""A batch of answers in the making, handed out piece by piece."""
+"""A batch of answers that are generated token by token and handed out piece by piece."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AnswerStream:
         need. room: for the answers; None is the largest limit.
 
     Attributes:
-      ended: for each row None, "stop" (it has ended by itself) or "length" (it was cut off).
+      ended: for each answer None, "stop" (it has ended by itself) or "length" (it was cut off).
       counts: tokens of each answer so far, the one that ends it included.
     """
 
@@ -47,12 +47,12 @@ class AnswerStream:
         self._model = config, params
         self._tokenizer, self._memory, self._sampling = tokenizer, memory, sampling
         rows = len(memory.region)
-        self._asked = pad_questions(questions, rows, config.pad_token_id, width)
+        self._questions = pad_questions(questions, rows, config.pad_token_id, width)
         self._room = room or max(limits)
         self._limits = list(limits)
         self._state: decoding.State | None = None
         self._ids: list[list[int]] = [[] for _ in questions]
-        self._shown = [""] * len(questions)
+        self._texts = [""] * len(questions)
         self.ended: list[str | None] = [None] * len(questions)
 
     @property
@@ -69,7 +69,7 @@ class AnswerStream:
         config, params = self._model
         if self._state is None:
             self._state = decoding.start(
-                config, params, self._memory, *self._asked, self._sampling, self._room
+                config, params, self._memory, *self._questions, self._sampling, self._room
             )
         else:
             self._state = decoding.step(config, params, self._memory, self._state, self._sampling)
@@ -86,16 +86,16 @@ class AnswerStream:
         text = answer_text(self._model[0], self._tokenizer, ids)
         if text.endswith(_UNFINISHED) and not self.ended[row]:
             return ""
-        piece, self._shown[row] = text[len(self._shown[row]) :], text
+        piece, self._texts[row] = text[len(self._texts[row]) :], text
         return piece
 
 
 def answer_text(config: ModelConfig, tokenizer, ids: Sequence[int]) -> str:
     """The text of an answer, up to the token that ends it."""
     ends = (config.eos_token_id, config.pad_token_id)
-    kept = []
+    answer = []
     for token in ids:
         if token in ends:
             break
-        kept.append(int(token))
-    return tokenizer.decode(kept, skip_special_tokens=True)
+        answer.append(int(token))
+    return tokenizer.decode(answer, skip_special_tokens=True)

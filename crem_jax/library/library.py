@@ -312,9 +312,9 @@ def create(place: str | os.PathLike, info: LibraryInfo) -> Library:
             f"{library.info.fingerprint[:12]}; this one has {info.fingerprint[:12]}"
         )
     for name in ("prefixes", "memory", "memory_k", "vectors"):
-        mine, theirs = getattr(info, name), getattr(library.info, name)
-        if mine != theirs:
-            raise LibraryError(f"{place} was made with {name} {theirs}; this asks for {mine}")
+        wanted, stored = getattr(info, name), getattr(library.info, name)
+        if wanted != stored:
+            raise LibraryError(f"{place} was made with {name} {stored}; this asks for {wanted}")
     return library
 
 

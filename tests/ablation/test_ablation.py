@@ -236,7 +236,7 @@ def test_runs_are_trained_asked_once_and_found_again(toy_config, tmp_path, monke
             asked.append(row.asked)
             return dict.fromkeys(COLUMNS, cache_share(self.model, row.k, row.sinks))
 
-    monkeypatch.setattr(ablation_runs, "Asked", Cheap)
+    monkeypatch.setattr(ablation_runs, "ModelScores", Cheap)
     study = Study("s", "T", (Row("a", CREM), Row("b", CREM, k=2), Row("c", CREM, sinks=3)))
     runs = runs_of([study], tmp_path, 1)
     runs[0].directory.mkdir(parents=True)

@@ -11,10 +11,10 @@ from PIL import Image
 import crem_jax
 from crem_jax.config import STYLES
 from crem_jax.data.inputs.padding import pad_contexts
-from crem_jax.inference.attention_maps import AttentionMaps, gaze
+from crem_jax.inference.attention_maps import AttentionMaps, attention_maps
 from crem_jax.model import crem as crem_model
 from crem_jax.model.chorus_attention import chorus_attention
-from crem_jax.report.gaze import overlay
+from crem_jax.report.attention_maps import overlay
 from crem_jax.types import CHORUS, CONTEXT, PAD, TARGET
 from tests.support import hf_models as hf
 from tests.support import samples
@@ -70,11 +70,11 @@ def picture(tmp_path_factory):
 
 def test_a_map_has_the_grid_of_the_picture_and_depends_on_the_text(tiny_model_dir, picture):
     model = crem_jax.load(tiny_model_dir)
-    alone = gaze(model, {"image": picture})
-    asked = gaze(model, {"image": picture, "text": "find the key"})
+    alone = attention_maps(model, {"image": picture})
+    asked = attention_maps(model, {"image": picture, "text": "find the key"})
     assert alone.maps.shape == asked.maps.shape == (4, 2, 3)
     assert 0 < asked.figures()["on_picture"] < 1 and not np.allclose(asked.maps, alone.maps)
-    np.testing.assert_array_equal(gaze(model, {"image": picture}, [0]).maps, alone.maps)
+    np.testing.assert_array_equal(attention_maps(model, {"image": picture}, [0]).maps, alone.maps)
     context = pad_contexts([model.runner.prepare({"image": picture})], model.config, SLOTS, PATCHES)
     memory = crem_model.compress(model.config, model.params, context)
     attention = chorus_attention(model.config, model.params, context, memory)
@@ -85,9 +85,9 @@ def test_a_map_has_the_grid_of_the_picture_and_depends_on_the_text(tiny_model_di
         _, y, x = context.position[0, slot] - corner
         np.testing.assert_allclose(alone.maps[:, y, x], by_slot[:, slot], atol=1e-6)
     with pytest.raises(ValueError, match=r"layer 1 is not in 0\.\.0"):
-        gaze(model, {"image": picture}, [1])
+        attention_maps(model, {"image": picture}, [1])
     with pytest.raises(ValueError, match="0 pictures; expected one"):
-        gaze(model, "words")
+        attention_maps(model, "words")
 
 
 def test_an_overlay_is_coloured_where_the_map_is_large():

@@ -88,8 +88,8 @@ def test_too_few_candidates_are_noticed_and_more_are_taken(table, tmp_path, monk
     monkeypatch.setattr(ann, "CANDIDATES", (10, 20, 400))
     near = Neighbours(tmp_path, DIM)
     table.update(near)
-    stamp = json.loads((tmp_path / "stamp.json").read_text())
-    assert stamp["candidates"] == 400 and stamp["recall"] >= 0.985
+    state = json.loads((tmp_path / "stamp.json").read_text())
+    assert state["candidates"] == 400 and state["recall"] >= 0.985
 
 
 def test_changes_are_followed_without_building_anew(table, queries, tmp_path, rng):

@@ -304,6 +304,15 @@ def test_a_failure_of_the_model_is_a_500_and_the_next_request_is_answered(tiny_m
         assert http.post("/v1/search", json={"query": "x"}).json()["error"]["code"] == "no_library"
 
 
+def test_a_service_reads_by_a_prompter_of_its_own_and_leaves_the_callers_alone(tiny_model_dir):
+    model = load(tiny_model_dir)
+    prompter = model.runner.prompter
+    service = Service(model, "tiny")
+    assert model.runner.prompter is prompter and prompter.known_texts
+    assert service._reader._prompter is not prompter and not service._reader._prompter.known_texts
+    service.close()
+
+
 def test_a_token_opens_everything_but_the_health(tiny_model_dir):
     service = Service(load(tiny_model_dir), "tiny")
     with serving(service, Access(TOKEN)) as url, client(url) as http:

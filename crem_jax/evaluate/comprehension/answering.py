@@ -90,7 +90,8 @@ def answer_all(
 
     Args:
       kind: of the benchmark. modes: among MODES. k: chorus tokens of compressed answers.
-      workers: threads that decode pictures. progress: told how many questions more are answered.
+      workers: threads that decode pictures.
+      progress: called with the number of newly answered questions.
 
     Raises:
       ValueError: a picture or a question cannot be used, found before any is asked unless a file
@@ -113,18 +114,18 @@ def answer_all(
         for chosen, size, rows in prepared(pool, model.runner, work, batches):
             context = fill_batch(rows, size, model.config)
             memories = model.runner.compress_each(context, num_visible_chorus)
-            asked = [(row, q) for row, number in enumerate(chosen) for q in members[number]]
-            for batch in _batches(asked, kind):
+            pairs = [(row, q) for row, number in enumerate(chosen) for q in members[number]]
+            for batch in _batches(pairs, kind):
                 numbers = [row for row, _ in batch]
                 texts = [prompt(question, kind) for _, question in batch]
-                said = [
+                by_mode = [
                     model.ask(memory.take(numbers), texts, max_new_tokens=max_new_tokens)
                     for memory in memories
                 ]
                 answers.add(
                     [
                         {"index": question.index, **dict(zip(modes, own, strict=True))}
-                        for (_, question), *own in zip(batch, *said, strict=True)
+                        for (_, question), *own in zip(batch, *by_mode, strict=True)
                     ]
                 )
                 progress(len(batch))
@@ -139,13 +140,13 @@ def _pictures(question: Question) -> Item | None:
 def _check(model: Model, work: LocatedItem, group: Sequence[Question], kind: str) -> None:
     """Raises ValueError for a question that is empty or does not fit the model."""
     draft = model.runner.prompter.draft(work.item)
-    seen, limit = draft.fixed + draft.visual, model.config.text.max_positions
+    before, limit = draft.fixed + draft.visual, model.config.text.max_positions
     for question in group:
         try:
-            asked = model.runner.prompter.question(prompt(question, kind))
+            tokens = model.runner.prompter.question(prompt(question, kind))
         except CremError as error:
             raise CremError(f"index {question.index}: {error}") from error
-        needed = seen + len(asked) + model.config.num_chorus
+        needed = before + len(tokens) + model.config.num_chorus
         if needed > limit:
             raise CremError(
                 f"index {question.index}: the question needs {needed} tokens with its pictures; "
@@ -154,9 +155,9 @@ def _check(model: Model, work: LocatedItem, group: Sequence[Question], kind: str
 
 
 def _batches(
-    asked: Sequence[tuple[int, Question]], kind: str
+    pairs: Sequence[tuple[int, Question]], kind: str
 ) -> Iterator[list[tuple[int, Question]]]:
     """Questions of like length together."""
-    ordered = sorted(asked, key=lambda pair: len(prompt(pair[1], kind)))
+    ordered = sorted(pairs, key=lambda pair: len(prompt(pair[1], kind)))
     for first in range(0, len(ordered), _AT_ONCE):
         yield ordered[first : first + _AT_ONCE]

@@ -87,8 +87,8 @@ def prompt(question: Question, kind: str) -> str:
 def understood(question: Question, kind: str, answer: str) -> str | None:
     """What an answer says: a letter, Yes or No, or None if it is not clear."""
     if kind == YES_NO:
-        said = yes_or_no(answer)
-        return said if said in ("Yes", "No") else None
+        verdict = yes_or_no(answer)
+        return verdict if verdict in ("Yes", "No") else None
     return option_of(answer, _options(question, kind))
 
 
@@ -127,8 +127,8 @@ def score(
 
 def reads(name: str, question: Question) -> bool:
     """Whether a question is about written or drawn signs, by its categories; all of AI2D's are."""
-    told = f"{question.columns.get('category', '')} {question.columns.get('l2-category', '')}"
-    words = set(re.findall(r"[a-z]+", told.lower()))
+    categories = f"{question.columns.get('category', '')} {question.columns.get('l2-category', '')}"
+    words = set(re.findall(r"[a-z]+", categories.lower()))
     return name.lower().startswith("ai2d") or bool(words & _READING)
 
 

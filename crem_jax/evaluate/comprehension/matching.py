@@ -39,8 +39,8 @@ def option_of(answer: str, options: Mapping[str, str]) -> str | None:
 def yes_or_no(answer: str) -> str:
     """YES or NO if one of these words is in the answer and the other is not, else UNKNOWN."""
     words = _without_punctuation(answer.lower()).split()
-    said = ("yes" in words, "no" in words)
-    return {(True, False): YES, (False, True): NO}.get(said, UNKNOWN)
+    found = ("yes" in words, "no" in words)
+    return {(True, False): YES, (False, True): NO}.get(found, UNKNOWN)
 
 
 def _by_letter(answer: str, options: Mapping[str, str]) -> str | None:
@@ -54,8 +54,8 @@ def _by_letter(answer: str, options: Mapping[str, str]) -> str | None:
         return named[0]
     if not named and NONE in tokens:
         return NONE
-    said = _SAYS.search(answer)
-    return said[1].upper() if said and said[1].upper() in options else None
+    found = _SAYS.search(answer)
+    return found[1].upper() if found and found[1].upper() in options else None
 
 
 def _by_text(answer: str, options: Mapping[str, str]) -> str | None:

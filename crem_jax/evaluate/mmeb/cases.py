@@ -155,14 +155,14 @@ class _Reader:
         if _hashable(key) and key in self._known:
             return self._known[key]
         whats = ("instruction", "text", "picture path")
-        told, own, path = (
+        instruction, own, path = (
             text_of(value, f"{where} {what}") for value, what in zip(key, whats, strict=True)
         )
         pictures = picture_paths(path, self._base, self._strip, where)
         own, number = plain_text(own), -1
         if pictures or own:
             number = len(self.items)
-            self.items.append(Item(plain_text(f"{told} {own}"), pictures))
+            self.items.append(Item(plain_text(f"{instruction} {own}"), pictures))
             self.names.append(":".join(part for part in (path, own) if part))
             self.places.append(where)
         self._known[key] = number

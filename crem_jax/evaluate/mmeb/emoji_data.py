@@ -96,7 +96,7 @@ def _row(files: _Pictures, dataset: Dataset, chosen: list[int], beside: bool) ->
         if dataset.task == GROUNDING:
             instruction = "Select the portion of the image that isolates the object:"
     asks_alone = name in _WORDS_ALONE
-    told = "" if finds_text else "Represent the given image."
+    target_instruction = "" if finds_text else "Represent the given image."
     own = [pictures[i].name if finds_text or name in _BOTH else "" for i in chosen]
     paths = ["" if finds_text else files.file(i) for i in chosen]
     row = {
@@ -106,11 +106,17 @@ def _row(files: _Pictures, dataset: Dataset, chosen: list[int], beside: bool) ->
         "tgt_img_path": paths,
     }
     lead = "" if asks_alone else _MARK
-    ahead = _MARK if told else ""
+    ahead = _MARK if target_instruction else ""
     if beside:
-        return {**row, "qry_inst": f"{lead}{instruction}", "tgt_inst": f"{ahead}{told}"}
+        return {
+            **row,
+            "qry_inst": f"{lead}{instruction}",
+            "tgt_inst": f"{ahead}{target_instruction}",
+        }
     row["qry_text"] = f"{lead}{instruction} {question}\n"
-    row["tgt_text"] = [f"{ahead}{told} {text}\n" if told else text for text in own]
+    row["tgt_text"] = [
+        f"{ahead}{target_instruction} {text}\n" if target_instruction else text for text in own
+    ]
     return row
 
 

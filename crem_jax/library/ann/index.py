@@ -10,7 +10,7 @@ candidates, and those are compared exactly by the vectors themselves, kept besid
 Rows are known by `Entry.key`, which changes with the vector. A table of another version is compared
 key by key: new ones are appended, gone ones are skipped, and if much has changed all is built anew.
 
-Searches go on in maps of the files meanwhile, in other threads and processes. So a row that a stamp
+Searches go on in maps of the files meanwhile, in other threads and processes. So a row that a state
 has counted is never overwritten or cut off: building makes new files, appending adds rows behind.
 """
 
@@ -27,14 +27,14 @@ from pathlib import Path
 
 import numpy as np
 
-from crem_jax.library.ann.snapshot import ROWS, Sample, Scanners, Snapshot, Stamp
+from crem_jax.library.ann.snapshot import ROWS, IndexState, Sample, Scanners, Snapshot
 
 CANDIDATES = (500, 700, 1000, 1400, 2000, 2800, 4000, 5600, 8000)
 """Numbers of candidates to try, until enough of the true neighbours are among them."""
 
 WANTED_RECALL = 0.985
 _TUNING = 64  # queries
-_STAMP = "stamp.json"
+_STATE = "stamp.json"
 
 Vectors = Callable[[np.ndarray | None], Iterator[tuple[np.ndarray, np.ndarray]]]
 """Batches of (keys, float16 vectors [n, D]) of the given keys, or of all."""
@@ -70,18 +70,18 @@ class Neighbours:
     def _updated(self, old: Snapshot, version: int, keys: np.ndarray, vectors: Vectors) -> Snapshot:
         if old.version == version:
             return old
-        live = np.ones(old.stamp.rows, bool)
-        live[list(old.stamp.gone)] = False
+        live = np.ones(old.state.rows, bool)
+        live[list(old.state.gone)] = False
         gone = np.flatnonzero(~(np.isin(old.keys, keys) & live))
         new = keys[~np.isin(keys, old.keys[live])]
-        if not len(old.keys) or len(gone) > len(old.keys) // 10 or len(keys) > 2 * old.stamp.built:
+        if not len(old.keys) or len(gone) > len(old.keys) // 10 or len(keys) > 2 * old.state.built:
             return self._build(version, vectors)
         return self._append(
             old, version, vectors(new) if len(new) else iter(()), tuple(gone.tolist())
         )
 
     def _build(self, version: int, vectors: Vectors) -> Snapshot:
-        self._file(_STAMP).unlink(missing_ok=True)  # first: the others are nothing without it
+        self._file(_STATE).unlink(missing_ok=True)  # first: the others are nothing without it
         for file in self._directory.iterdir():
             if file.name != "lock":
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -102,15 +102,15 @@ class Neighbours:
         with open(self._file("signs.u8"), "wb") as signs:
             for first in range(0, rows, ROWS):
                 signs.write(unsigned.encode(stored[first : first + ROWS]).tobytes())
-        stamp = Stamp(version, rows, built=rows, candidates=CANDIDATES[0])
-        built = self._tuned(self._mapped(stamp, mean))
-        self._write(built.stamp)
+        state = IndexState(version, rows, built=rows, candidates=CANDIDATES[0])
+        built = self._tuned(self._mapped(state, mean))
+        self._write(built.state)
         return built
 
     def _append(
         self, old: Snapshot, version: int, batches: Iterator, gone: tuple[int, ...]
     ) -> Snapshot:
-        rows = old.stamp.rows
+        rows = old.state.rows
         widths = {"keys.i64": 8, "vectors.f16": 2 * self._dim, "signs.u8": self._bytes}
         with contextlib.ExitStack() as stack:
             files = {n: stack.enter_context(open(self._file(n), "r+b")) for n in widths}
@@ -122,55 +122,55 @@ class Neighbours:
                 files["vectors.f16"].write(np.ascontiguousarray(batch, np.float16).tobytes())
                 files["signs.u8"].write(old.encode(batch).tobytes())
                 rows += len(key)
-        stamp = dataclasses.replace(old.stamp, version=version, rows=rows, gone=gone)
-        self._write(stamp)
-        return self._mapped(stamp, old.mean)
+        state = dataclasses.replace(old.state, version=version, rows=rows, gone=gone)
+        self._write(state)
+        return self._mapped(state, old.mean)
 
     def _tuned(self, built: Snapshot) -> Snapshot:
         """With the number of candidates that recall on the library's own vectors asks for."""
-        top = min(10, built.stamp.rows - 1)
+        top = min(10, built.state.rows - 1)
         if top < 1:
             return built
         sample = Sample(built, top, _TUNING, 0)
         for candidates in CANDIDATES:
-            stamp = dataclasses.replace(built.stamp, candidates=candidates)
-            tuned = dataclasses.replace(built, stamp=stamp)
+            state = dataclasses.replace(built.state, candidates=candidates)
+            tuned = dataclasses.replace(built, state=state)
             recall = sample.recall(tuned)
             if recall >= WANTED_RECALL:
                 break
-        return dataclasses.replace(built, stamp=dataclasses.replace(stamp, recall=recall))
+        return dataclasses.replace(built, state=dataclasses.replace(state, recall=recall))
 
     def _read(self) -> Snapshot:
         """What the files hold; anything odd means nothing."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            text = self._file(_STAMP).read_text(encoding="utf-8")
+            text = self._file(_STATE).read_text(encoding="utf-8")
             values = json.loads(text)
-            stamp = Stamp(**{**values, "gone": tuple(values["gone"])})
-            snapshot = self._mapped(stamp, np.load(self._file("mean.npy")))
-            # Another process that builds removes the stamp before it makes new files.
-            same = self._file(_STAMP).read_text(encoding="utf-8") == text
-            if same and snapshot.mean.shape == (self._dim,) and stamp.rows:
+            state = IndexState(**{**values, "gone": tuple(values["gone"])})
+            snapshot = self._mapped(state, np.load(self._file("mean.npy")))
+            # Another process that builds removes the state before it makes new files.
+            same = self._file(_STATE).read_text(encoding="utf-8") == text
+            if same and snapshot.mean.shape == (self._dim,) and state.rows:
                 return snapshot
         return self._empty()
 
     def _empty(self) -> Snapshot:
         return Snapshot(
             self._scanners,
-            Stamp(version=-1, rows=0),
+            IndexState(version=-1, rows=0),
             np.zeros(self._dim, np.float32),
             np.zeros(0, np.int64),
             np.zeros((0, self._dim), np.float16),
             np.zeros((0, self._bytes), np.uint8),
         )
 
-    def _mapped(self, stamp: Stamp, mean: np.ndarray) -> Snapshot:
+    def _mapped(self, state: IndexState, mean: np.ndarray) -> Snapshot:
         return Snapshot(
             self._scanners,
-            stamp,
+            state,
             mean,
-            np.asarray(self._map("keys.i64", np.int64, stamp.rows)),
-            self._map("vectors.f16", np.float16, stamp.rows, self._dim),
-            self._map("signs.u8", np.uint8, stamp.rows, self._bytes),
+            np.asarray(self._map("keys.i64", np.int64, state.rows)),
+            self._map("vectors.f16", np.float16, state.rows, self._dim),
+            self._map("signs.u8", np.uint8, state.rows, self._bytes),
         )
 
     def _map(self, name: str, dtype: type, *shape: int) -> np.ndarray:
@@ -178,10 +178,10 @@ class Neighbours:
             return np.zeros(shape, dtype)
         return np.memmap(self._file(name), dtype, "r", shape=shape)
 
-    def _write(self, stamp: Stamp) -> None:
-        unfinished = self._file(f"{_STAMP}.tmp")
-        unfinished.write_text(json.dumps(dataclasses.asdict(stamp)), encoding="utf-8")
-        os.replace(unfinished, self._file(_STAMP))
+    def _write(self, state: IndexState) -> None:
+        unfinished = self._file(f"{_STATE}.tmp")
+        unfinished.write_text(json.dumps(dataclasses.asdict(state)), encoding="utf-8")
+        os.replace(unfinished, self._file(_STATE))
 
     def _file(self, name: str) -> Path:
         return self._directory / name

@@ -18,9 +18,14 @@ _RANKED = 512  # rows of a thread at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Stamp:
-    """version: of the table. rows: in the files. gone: row numbers to skip. built: rows when the
-    mean was taken. candidates: compared exactly. recall: measured with them when built."""
+class IndexState:
+    """What an index stores about itself.
+
+    Attributes:
+      version: of the table it mirrors. rows: in the files. gone: numbers of rows to skip.
+      built: rows when the mean was computed. candidates: how many are compared exactly.
+      recall: with that many, measured when the index was built.
+    """
 
     version: int
     rows: int
@@ -47,7 +52,7 @@ class Snapshot:
     """
 
     scanners: Scanners
-    stamp: Stamp
+    state: IndexState
     mean: np.ndarray
     keys: np.ndarray
     vectors: np.ndarray
@@ -56,7 +61,7 @@ class Snapshot:
     @property
     def version(self) -> int:
         """Of the table that is mirrored; -1 if none is."""
-        return self.stamp.version
+        return self.state.version
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
         """Numbers of the rows of these keys, in this snapshot."""
@@ -71,13 +76,13 @@ class Snapshot:
           query: float32 [D]. only: of these rows (see `rows`); None is all.
         """
         query = np.asarray(query, np.float32)
-        candidates = max(self.stamp.candidates, 2 * top)
+        candidates = max(self.state.candidates, 2 * top)
         signs = self.signs if only is None else self.signs[only]
-        wanted = candidates + (len(self.stamp.gone) if only is None else 0)
+        wanted = candidates + (len(self.state.gone) if only is None else 0)
         rows = self._nearest_signs(self.encode(query[None])[0], signs, wanted)
         rows = rows if only is None else only[rows]
-        if self.stamp.gone:
-            rows = rows[~np.isin(rows, self.stamp.gone)]
+        if self.state.gone:
+            rows = rows[~np.isin(rows, self.state.gone)]
         rows = np.sort(rows)
         scores = self._cosines(rows, query)
         best = np.argsort(-scores, kind="stable")[:top]
@@ -94,9 +99,9 @@ class Snapshot:
 
     def live(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Batches of (keys, vectors) of the rows that are not gone."""
-        here = np.ones(self.stamp.rows, bool)
-        here[list(self.stamp.gone)] = False
-        for first in range(0, self.stamp.rows, ROWS):
+        here = np.ones(self.state.rows, bool)
+        here[list(self.state.gone)] = False
+        for first in range(0, self.state.rows, ROWS):
             span = slice(first, first + ROWS)
             yield self.keys[span][here[span]], self.vectors[span][here[span]]
 
@@ -137,17 +142,17 @@ class Sample:
     """Some rows of a snapshot as queries, and their true neighbours, themselves left out."""
 
     def __init__(self, snapshot: Snapshot, top: int, queries: int, seed: int):
-        live = np.setdiff1d(np.arange(snapshot.stamp.rows), snapshot.stamp.gone)
+        live = np.setdiff1d(np.arange(snapshot.state.rows), snapshot.state.gone)
         rng = np.random.default_rng(seed)
         chosen = np.sort(rng.choice(live, min(queries, len(live)), replace=False))
         self._own, self._top = snapshot.keys[chosen], top
-        self._asked = snapshot.vectors[chosen].astype(np.float32)
-        self._true = true_neighbours(self._asked, self._own, snapshot.live(), top)
+        self._queries = snapshot.vectors[chosen].astype(np.float32)
+        self._true = true_neighbours(self._queries, self._own, snapshot.live(), top)
 
     def recall(self, snapshot: Snapshot) -> float:
         """The part of the true neighbours that `snapshot.search` finds."""
         found = []
-        for query, key in zip(self._asked, self._own, strict=True):
+        for query, key in zip(self._queries, self._own, strict=True):
             keys = snapshot.search(query, self._top + 1)[0]
             found.append(keys[keys != key][: self._top])
         return share_found(found, self._true)

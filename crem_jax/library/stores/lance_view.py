@@ -53,13 +53,13 @@ class View:
             yield rows["key"].to_numpy(), tables.matrix(rows[column])
 
     def chosen(self, column: str, where: str | None) -> np.ndarray | None:
-        """The rows of an index that a condition leaves; the last answer is kept."""
+        """The rows of an index that a condition leaves; the last result is remembered."""
         if where is None:
             return None
-        asked, last = (column, where), self._last  # threads may search at once
-        if last[0] != asked:
+        key, last = (column, where), self._last  # threads may search at once
+        if last[0] != key:
             with tables.storing(self._table.uri, where):
                 found = self._table.search().where(where).select(["key"]).to_arrow()
             rows = self.indexes[column].rows(found["key"].to_numpy())
-            self._last = last = (asked, rows)
+            self._last = last = (key, rows)
         return last[1]

@@ -177,21 +177,21 @@ class MilvusEntries:
         if len(ids) < 2:
             return {"search": "Milvus", "recall": {}}
         chosen = np.random.default_rng(1).choice(ids, min(queries, len(ids)), replace=False)
-        asked = np.stack([entry.vectors for entry in self.get(chosen.tolist())])
+        vectors = np.stack([entry.vectors for entry in self.get(chosen.tolist())])
         shares = {
-            k: self._recall(k, chosen, asked[:, row].astype(np.float32), top)
+            k: self._recall(k, chosen, vectors[:, row].astype(np.float32), top)
             for row, k in enumerate(self._info.prefixes)
         }
         return {"search": "Milvus", "recall": shares, "top": top, "queries": len(chosen)}
 
-    def _recall(self, k: int, ids: np.ndarray, asked: np.ndarray, top: int) -> float:
+    def _recall(self, k: int, ids: np.ndarray, queries: np.ndarray, top: int) -> float:
         column = self._info.column(k)
         rows = ((batch["id"], batch[column]) for batch in self.scan(["id", column]))
         found = []
-        for name, query in zip(ids, asked, strict=True):
+        for name, query in zip(ids, queries, strict=True):
             names = [hit.entry.id for hit in self.search(query, k, top + 1)]
             found.append([other for other in names if other != name][:top])
-        return round(share_found(found, true_neighbours(asked, ids, rows, top)), 4)
+        return round(share_found(found, true_neighbours(queries, ids, rows, top)), 4)
 
 
 def _collection(info: LibraryInfo) -> str:

@@ -51,8 +51,8 @@ class AnswerBatch:
         pieces = self._stream.advance()
         counts = self._stream.counts
         for row in open_rows:
-            said = AnswerChunk(pieces[row], self._stream.ended[row], counts[row], self._bytes[row])
-            self.jobs[row].send(said)
+            chunk = AnswerChunk(pieces[row], self._stream.ended[row], counts[row], self._bytes[row])
+            self.jobs[row].send(chunk)
         return len(open_rows)
 
 
@@ -67,8 +67,8 @@ def start_answers(
             ks = [job.k or memory.num_chorus for job in members]
             memory = memory.truncate(np.asarray(ks + ks[:1] * missing, np.int32))
         questions, limits = [job.question for job in members], [job.limit for job in members]
-        asked = (step_up(max(map(len, questions))), max(limits))
-        width, room = shapes.fit(("answers", *memory.region.shape), *asked)
+        sizes = (step_up(max(map(len, questions))), max(limits))
+        width, room = shapes.fit(("answers", *memory.region.shape), *sizes)
         stream = runner.answer_stream(memory, questions, sampling, limits, width=width, room=room)
         yield AnswerBatch(members, stream, memory)
 

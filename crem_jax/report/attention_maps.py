@@ -1,4 +1,4 @@
-"""Pictures of where chorus tokens look: a heat-map over the picture each, and a sheet of them."""
+"""Attention maps as pictures: each laid over its picture as a heat-map, and a sheet of them."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def overlay(picture: Picture, share: np.ndarray) -> Image.Image:
 
 
 def contact_sheet(
-    picture: Picture, gazes: Mapping[str, AttentionMaps], path: str | os.PathLike
+    picture: Picture, by_model: Mapping[str, AttentionMaps], path: str | os.PathLike
 ) -> None:
     """The picture, and for every model the mean of its tokens' maps and each of them.
 
     Args:
-      gazes: by the model's name. path: the PNG to write.
+      by_model: maps by the model's name. path: the PNG to write.
     """
     lines: list[tuple[str, list[tuple[str, Image.Image]]]] = []
-    for name, gaze in gazes.items():
-        shares = gaze.shares
+    for name, maps in by_model.items():
+        shares = maps.shares
         cells = [("picture", thumbnail(picture)), ("all", overlay(picture, shares.mean(0)))]
         cells += [(str(i), overlay(picture, share)) for i, share in enumerate(shares, 1)]
-        heading = f"{name}   {_told(gaze.figures())}"
+        heading = f"{name}   {_in_words(maps.figures())}"
         for first in range(0, len(cells), _COLUMNS):
             lines.append(("" if first else heading, cells[first : first + _COLUMNS]))
     image = thumbnail(picture)
@@ -85,17 +85,17 @@ def _draw(axes: Axes, label: str, shown: Image.Image) -> None:
     axes.set_xlabel(label, fontsize=7, color=FAINT, labelpad=2)
 
 
-def save_overlays(picture: Picture, gaze: AttentionMaps, folder: Path) -> list[Path]:
+def save_overlays(picture: Picture, maps: AttentionMaps, folder: Path) -> list[Path]:
     """all.png and token-01.png … in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    width = max(2, int(math.log10(len(gaze.maps))) + 1)
-    named = {"all": gaze.shares.mean(0)}
-    named |= {f"token-{i:0{width}d}": share for i, share in enumerate(gaze.shares, 1)}
+    width = max(2, int(math.log10(len(maps.maps))) + 1)
+    named = {"all": maps.shares.mean(0)}
+    named |= {f"token-{i:0{width}d}": share for i, share in enumerate(maps.shares, 1)}
     for name, share in named.items():
         overlay(picture, share).save(folder / f"{name}.png")
     return [folder / f"{name}.png" for name in named]
 
 
-def _told(figures: Mapping[str, Any]) -> str:
+def _in_words(figures: Mapping[str, Any]) -> str:
     words = ((name.replace("_", " "), figures[name]) for name in _FIGURES)
     return "   ".join(f"{name} {value:.2f}" for name, value in words if value is not None)
