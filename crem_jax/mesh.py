@@ -53,7 +53,7 @@ def make_mesh(
       devices: default: those of all processes.
 
     Raises:
-      ValueError: the shape does not use every device.
+      CremError: the shape does not use every device.
     """
     count = jax.device_count() if devices is None else len(devices)
     shape = shape or (count, 1, 1)

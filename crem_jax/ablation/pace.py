@@ -122,7 +122,7 @@ def choose_steps(timed: Pace, costs: Sequence[Cost], seconds: float) -> int:
     """The steps that let these runs end in time; at least 1.
 
     Raises:
-      ValueError: not even the evaluations fit.
+      CremError: not even the evaluations fit.
     """
     fixed = sum(dataclasses.replace(timed, steps=0).seconds(costs))
     each = sum(cost.flops for cost in costs) / timed.flops * timed.step_seconds

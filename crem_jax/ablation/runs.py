@@ -78,7 +78,7 @@ def config_of_run(run: Run, config_of: ConfigOf, steps: int) -> ConfigDict:
 
 
 def check(runs: Iterable[Run], config_of: ConfigOf, steps: int) -> None:
-    """Raises ValueError if a run that is there was begun with another config."""
+    """Raises CremError if a run that is there was begun with another config."""
     for run in runs:
         wanted = recipe.recipe_of(config_of_run(run, config_of, steps))
         recipe.refuse_another(run.directory, wanted)

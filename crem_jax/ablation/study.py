@@ -85,7 +85,7 @@ class Study:
     assumes: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
 
     def check(self, config: ConfigDict) -> None:
-        """Raises ValueError if a key has not the value that the labels take for its default."""
+        """Raises CremError if a key has not the value that the labels take for its default."""
         for key, value in self.assumes.items():
             found = functools.reduce(operator.getitem, key.split("."), config)
             if found != value:

@@ -78,7 +78,7 @@ def load_config(directory: str | Path) -> ModelConfig:
     """Reads crem.json.
 
     Raises:
-      ValueError: it is no JSON, or holds unknown keys.
+      CremError: it is no JSON, or holds unknown keys.
     """
     path = Path(directory) / CONFIG_FILE
     try:
@@ -104,7 +104,7 @@ def load_model(
         first device.
 
     Raises:
-      FileNotFoundError: no such checkpoint. ValueError: it does not fit the configuration.
+      FileNotFoundError: no such checkpoint. CremError: it does not fit the configuration.
     """
     config, tokenizer, where = _find(directory, step)
     like = _abstract(config)

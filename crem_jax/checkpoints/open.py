@@ -38,7 +38,7 @@ def load_parts(
         first device.
 
     Raises:
-      FileNotFoundError, ValueError: it is no model directory, or is damaged; the message says how.
+      FileNotFoundError, CremError: it is no model directory, or is damaged; the message says how.
     """
     if _is_run(directory) and model_directory.load_config(directory).lora is None:
         return model_directory.load_model(directory, step, dtype=dtype, shardings=shardings)

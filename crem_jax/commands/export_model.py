@@ -64,7 +64,7 @@ def _write_adapter(args: argparse.Namespace) -> None:
 
 
 def _refuse_other_training(directory: Path, params: dict[str, Any]) -> None:
-    """Raises ValueError if the run trained what an adapter does not hold."""
+    """Raises CremError if the run trained what an adapter does not hold."""
     from crem_jax.model.lora import is_adapter
     from crem_jax.train.optim import learning_rates
 

@@ -33,7 +33,7 @@ class EmbeddingCache:
       dim: D.
 
     Raises:
-      ValueError: a part is damaged, or holds vectors of another width.
+      CremError: a part is damaged, or holds vectors of another width.
     """
 
     def __init__(self, root: str | os.PathLike, name: str, dim: int):

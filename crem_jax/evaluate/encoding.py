@@ -55,7 +55,7 @@ def encode_missing(
       How many items this process has encoded.
 
     Raises:
-      ValueError: items cannot be used, found before any is encoded, or an embedding is not finite;
+      CremError: items cannot be used, found before any is encoded, or an embedding is not finite;
         the message names the place of one.
     """
     mine, of = share
@@ -79,7 +79,7 @@ def shapes_of(
     """What each item will be padded to, from the headers of its pictures.
 
     Raises:
-      ValueError: some cannot be used; the message names the place of the first, and how many more.
+      CremError: some cannot be used; the message names the place of the first, and how many more.
     """
     merge = runner.config.vision.merge_size**2
 

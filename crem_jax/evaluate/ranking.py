@@ -17,7 +17,7 @@ def ranks(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
       int [Q]: how many other candidates score at least as high as the best positive.
 
     Raises:
-      ValueError: a score is not finite, or a row has no positive.
+      CremError: a score is not finite, or a row has no positive.
     """
     if not np.isfinite(scores).all():
         raise CremError(f"{np.sum(~np.isfinite(scores))} scores are not finite")

@@ -13,7 +13,7 @@ EVALUATORS: Mapping[str, ModuleType] = {"emoji": emoji}
 
 
 def evaluator(name: str) -> ModuleType:
-    """Raises ValueError for an unknown name."""
+    """Raises CremError for an unknown name."""
     if name not in EVALUATORS:
         known = ", ".join(sorted(EVALUATORS))
         raise CremError(f"config.evaluate {name!r} is not one of {known}, or '' for none")

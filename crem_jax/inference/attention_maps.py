@@ -66,7 +66,7 @@ def attention_maps(model: Model, item: Any, layers: Sequence[int] | None = None)
       item: as for `Model.encode`. layers: mean over these, counted from 0; None is all.
 
     Raises:
-      ValueError: the model has no chorus tokens or not those layers, or the item not one picture.
+      CremError: the model has no chorus tokens or not those layers, or the item not one picture.
     """
     item = Item.of(item)
     if not model.config.num_chorus:

@@ -48,7 +48,7 @@ def rank_pictures(
       dim: compare only the first numbers of the embeddings; None is all.
 
     Raises:
-      ValueError: the model cannot find, the query cannot be used, or no picture can.
+      CremError: the model cannot find, the query cannot be used, or no picture can.
     """
     (wanted,) = model.encode([query], k, dim)
     found: list[Found] = []

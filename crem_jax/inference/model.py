@@ -85,7 +85,7 @@ class Model:
           float32 [N, D or dim], L2-normalised: dot products are cosine similarities.
 
         Raises:
-          ValueError: the model has no chorus tokens, k is not in 1..K, dim is not in 1..D, or an
+          CremError: the model has no chorus tokens, k is not in 1..K, dim is not in 1..D, or an
             item is unusable.
         """
         self.runner.validate_encode(k, dim)
@@ -135,7 +135,7 @@ class Model:
           temperature, top_p, seed: as for `generate`.
 
         Raises:
-          ValueError: an empty question, one that does not fit the model, or too few of them.
+          CremError: an empty question, one that does not fit the model, or too few of them.
         """
         if len(questions) != len(memory.next_position):
             raise CremError(
@@ -177,7 +177,7 @@ class Model:
             of the system prompt.
 
         Raises:
-          ValueError: as `encode`, or an empty question.
+          CremError: as `encode`, or an empty question.
         """
         self.runner.validate_generate(compressed, k, sinks)
         sampling = Sampling(temperature, top_p, seed)
@@ -245,7 +245,7 @@ def load(
       weights: "int8" holds the decoder's kernels as int8 (`model.int8`); None is as dtype says.
 
     Raises:
-      FileNotFoundError, ValueError: it is neither, or is damaged; the message says how.
+      FileNotFoundError, CremError: it is neither, or is damaged; the message says how.
     """
     from crem_jax.checkpoints.open import load_parts, open_parts
 

@@ -112,7 +112,7 @@ class DeviceVectors:
           only: bool [n], the rows to search, at least `top` of them; None is all.
 
         Raises:
-          ValueError: `top` or `recall` is out of range.
+          CremError: `top` or `recall` is out of range.
         """
         if not 1 <= top <= self.count:
             raise CremError(f"top = {top} is not in 1..{self.count} (vectors)")

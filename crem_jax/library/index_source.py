@@ -61,7 +61,7 @@ class IndexSource:
       name: the source in words, its path absolute.
 
     Raises:
-      ValueError, OSError: it cannot be used.
+      CremError, OSError: it cannot be used.
     """
 
     def __init__(self, text: str, prefix: str = ""):

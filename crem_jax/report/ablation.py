@@ -30,7 +30,7 @@ def draw(study: Study, collected: Mapping[str, Any], path: str | os.PathLike) ->
     of another model and other data, are hollow diamonds on the same axis, over 100.
 
     Raises:
-      ValueError: no row has scores yet.
+      CremError: no row has scores yet.
     """
     pairs = zip(study.rows, collected["rows"], strict=True)
     known = [(row, line["scores"]) for row, line in pairs if line["scores"]]

@@ -61,7 +61,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
       path: the PNG to write.
 
     Raises:
-      ValueError: nothing to draw.
+      CremError: nothing to draw.
     """
     panels = _curves(metrics)
     if not panels:
@@ -102,7 +102,7 @@ def retrieval_grid(
       top: how many hits to show.
 
     Raises:
-      ValueError: no rows.
+      CremError: no rows.
     """
     if not rows:
         raise CremError("no query to draw in the retrieval grid; expected at least one")
@@ -135,7 +135,7 @@ def answers_sheet(
       columns: how many pictures stand side by side.
 
     Raises:
-      ValueError: no rows.
+      CremError: no rows.
     """
     if not rows:
         raise CremError("no answer to draw in the answers sheet; expected at least one")

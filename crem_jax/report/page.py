@@ -32,7 +32,7 @@ def write_page(workdir: str | Path, out: str | Path) -> Path:
     """Writes the page of a run as it is now, finished or not, and returns its path.
 
     Raises:
-      ValueError: there is no run.
+      CremError: there is no run.
     """
     workdir, out = Path(workdir), Path(out)
     recipe = _read(workdir / "recipe.json")

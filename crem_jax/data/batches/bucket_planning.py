@@ -31,7 +31,7 @@ def best_widths(
       pictures: a sample of the data. step: widths are multiples of it.
 
     Raises:
-      ValueError: no pictures, or `count` widths are too few to keep so much of all.
+      CremError: no pictures, or `count` widths are too few to keep so much of all.
     """
     tally = Counter(pictures)
     order = sorted(tally, key=lambda size: size[2])
@@ -82,7 +82,7 @@ def share_rows(
       unit: rows are multiples of it: the devices that share a batch.
 
     Raises:
-      ValueError: `rows` is no multiple of `unit`, or less than one unit for each width.
+      CremError: `rows` is no multiple of `unit`, or less than one unit for each width.
     """
     units = rows // unit
     if rows % unit or units < len(widths):

@@ -16,7 +16,7 @@ def pictures_in(folder: str | os.PathLike) -> list[Path]:
 
     Raises:
       FileNotFoundError, NotADirectoryError: there is no such folder.
-      ValueError: it has no pictures.
+      CremError: it has no pictures.
     """
     folder = Path(folder)
     if not folder.exists():

@@ -29,7 +29,7 @@ def parse_source(text: str) -> tuple[str, dict[str, Any]]:
     """(kind, arguments) of a source.
 
     Raises:
-      ValueError, OSError: the text is none, or nothing is at its path.
+      CremError, OSError: the text is none, or nothing is at its path.
     """
     kind, colon, rest = text.partition(":")
     if kind not in SOURCES or (not colon and os.path.exists(kind)):
@@ -55,7 +55,7 @@ def detect(path: str) -> tuple[str, dict[str, Any]]:
     """(kind, arguments) of what is at a path.
 
     Raises:
-      ValueError, OSError: nothing is there, or nothing known.
+      CremError, OSError: nothing is there, or nothing known.
     """
     place = Path(path)
     if place.is_dir():

@@ -77,7 +77,7 @@ def select(
       only: one of HALVES, the half of every record that is trained on.
 
     Raises:
-      ValueError: the index is of another source, the limit below 1, or there is no such half.
+      CremError: the index is of another source, the limit below 1, or there is no such half.
     """
     chosen = None if index is None else read_index(index, len(source))
     if limit is not None:
@@ -103,7 +103,7 @@ def read_index(path: str | os.PathLike, records: int) -> np.ndarray:
     """The numbers of the good records, int64 [m].
 
     Raises:
-      FileNotFoundError, ValueError: no such file, no index, or one of another number of records.
+      FileNotFoundError, CremError: no such file, no index, or one of another number of records.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))

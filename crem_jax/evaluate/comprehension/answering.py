@@ -31,7 +31,7 @@ class Answers:
       conditions: of the run, kept beside the answers.
 
     Raises:
-      ValueError: the file holds answers of other conditions, or is damaged.
+      CremError: the file holds answers of other conditions, or is damaged.
     """
 
     def __init__(self, path: Path, conditions: Mapping[str, Any]):
@@ -94,7 +94,7 @@ def answer_all(
       progress: called with the number of newly answered questions.
 
     Raises:
-      ValueError: a picture or a question cannot be used, found before any is asked unless a file
+      CremError: a picture or a question cannot be used, found before any is asked unless a file
         is damaged inside; the message names its index.
     """
     missing = [question for question in questions if question.index not in answers]
@@ -138,7 +138,7 @@ def _pictures(question: Question) -> Item | None:
 
 
 def _check(model: Model, work: LocatedItem, group: Sequence[Question], kind: str) -> None:
-    """Raises ValueError for a question that is empty or does not fit the model."""
+    """Raises CremError for a question that is empty or does not fit the model."""
     draft = model.runner.prompter.draft(work.item)
     before, limit = draft.fixed + draft.visual, model.config.text.max_positions
     for question in group:

@@ -47,7 +47,7 @@ def evaluate(
       and its scores by mode, None where only a judge model could score.
 
     Raises:
-      ValueError, OSError: a table cannot be used, or the model cannot answer so.
+      CremError, OSError: a table cannot be used, or the model cannot answer so.
     """
     out = Path(out)
     if k is not None and COMPRESSED not in modes:

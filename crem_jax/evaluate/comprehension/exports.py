@@ -19,7 +19,7 @@ _CELL = 32_767  # characters that Excel keeps
 
 
 def check_excel() -> None:
-    """Raises ValueError if openpyxl is not installed."""
+    """Raises CremError if openpyxl is not installed."""
     if importlib.util.find_spec("openpyxl") is None:
         raise CremError("--xlsx needs openpyxl: pip install 'crem_jax[xlsx]'")
 

@@ -53,7 +53,7 @@ def chosen(names: Sequence[str] | None) -> tuple[Dataset, ...]:
     """Data sets by name or meta-task, each once, in the order of DATASETS; None is all.
 
     Raises:
-      ValueError: there is none of that name, or no name.
+      CremError: there is none of that name, or no name.
     """
     if names is None:
         return DATASETS

@@ -61,7 +61,7 @@ def evaluate(
       The scores, of process 0, and the conditions by name.
 
     Raises:
-      ValueError, OSError: the data or the model cannot be used, or `out` has scores that were
+      CremError, OSError: the data or the model cannot be used, or `out` has scores that were
         measured in another way.
     """
     out = Path(out)

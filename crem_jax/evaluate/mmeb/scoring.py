@@ -48,7 +48,7 @@ def rank(
       candidates: N arrays of numbers. places: what to call the items in errors.
 
     Raises:
-      ValueError: an embedding is not finite.
+      CremError: an embedding is not finite.
     """
     if not (finite := np.isfinite(vectors).all(axis=1)).all():
         bad = int(np.argmin(finite))

@@ -18,7 +18,7 @@ def equal_parts(size: int, largest: int, what: str) -> int:
     """The fewest equal parts of at most `largest` elements; 1 if `largest` is 0.
 
     Raises:
-      ValueError: only far smaller parts divide `size`; `what` names it.
+      CremError: only far smaller parts divide `size`; `what` names it.
     """
     if not largest or largest >= size:
         return 1

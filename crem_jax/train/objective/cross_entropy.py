@@ -44,7 +44,7 @@ def chunked(hidden: jax.Array, head: jax.Array, answer: jax.Array, rows: int) ->
       rows: of the vocabulary at once, at most.
 
     Raises:
-      ValueError: no number of rows near that divides V.
+      CremError: no number of rows near that divides V.
     """
     parts = equal_parts(head.shape[0], rows, "the vocabulary")
     return _on_answers(answer, *_chunked(hidden, head, answer, parts))

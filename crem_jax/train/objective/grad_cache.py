@@ -52,7 +52,7 @@ def loss_and_gradient(
       trained, frozen: `trees.merge` of them are the parameters.
 
     Raises:
-      ValueError: `loss.chunk_rows` does not divide a bucket, or cannot be split over the devices.
+      CremError: `loss.chunk_rows` does not divide a bucket, or cannot be split over the devices.
     """
     parts = {name: _parts(name, batch, loss) for name in sorted(batch.contexts)}
     randomness = joint_loss.draw(batch, key, model, loss)

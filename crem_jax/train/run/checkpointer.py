@@ -91,7 +91,7 @@ class Checkpointer:
           The state, its step, and whether the stream was moved there too.
 
         Raises:
-          ValueError: there are checkpoints, and all are damaged.
+          CremError: there are checkpoints, and all are damaged.
           MemoryError, PermissionError, JaxRuntimeError: this process has no room for one, or may
             not read it; nothing is moved.
         """

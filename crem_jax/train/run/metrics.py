@@ -64,7 +64,7 @@ class TensorBoard:
     """Scalars as TensorBoard reads them, in `directory`.
 
     Raises:
-      ValueError: tensorboardX is not installed.
+      CremError: tensorboardX is not installed.
     """
 
     def __init__(self, directory: Path, step: int, recipe: Mapping[str, Any]):
@@ -92,7 +92,7 @@ class WandB:
     The library's own environment variables (WANDB_PROJECT, WANDB_MODE, …) hold.
 
     Raises:
-      ValueError: wandb is not installed.
+      CremError: wandb is not installed.
     """
 
     def __init__(self, directory: Path, step: int, recipe: Mapping[str, Any]):

@@ -43,7 +43,7 @@ def recipe_of(config: ConfigDict) -> dict:
 
 
 def refuse_another(directory: Path, recipe: dict) -> None:
-    """Raises ValueError if the run there has another recipe, naming the keys that differ.
+    """Raises CremError if the run there has another recipe, naming the keys that differ.
 
     Keys in FREE may.
     """

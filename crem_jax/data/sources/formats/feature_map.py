@@ -40,7 +40,7 @@ class FeatureMap:
       name: of the data set.
 
     Raises:
-      ValueError: an unknown key or feature.
+      CremError: an unknown key or feature.
     """
 
     def __init__(self, features: str | Mapping[str, str], available: Any, name: str):

@@ -25,7 +25,7 @@ def subsets_in(root: Path, splits: Sequence[str] = SPLITS) -> list[str]:
     """The names of the subsets in a folder that have one of the splits.
 
     Raises:
-      FileNotFoundError, ValueError: there is no such folder, or nothing in it.
+      FileNotFoundError, CremError: there is no such folder, or nothing in it.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"folder {root} does not exist")

@@ -113,7 +113,7 @@ def find_directory(path: str | os.PathLike) -> str:
     """The directory with dataset_info.json at or below a path.
 
     Raises:
-      FileNotFoundError, ValueError: there is none, or more than one.
+      FileNotFoundError, CremError: there is none, or more than one.
     """
     root = Path(path)
     if not root.is_dir():
