@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pickle
 import resource
+import signal
 import threading
 import time
 import traceback
@@ -20,13 +21,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 Task = TypeVar("Task")
 Message = TypeVar("Message")
 Result = TypeVar("Result")
 _POLL = 0.5
-_READY, _DONE = "ready", "done"
+READY, DONE = "ready", "done"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +63,10 @@ def spread(
       RuntimeError: a process cannot start. Also what `work` raises, its traceback as a note.
     """
     waiting, running = deque(tasks), {}
-    context = multiprocessing.get_context("spawn")
 
     def start() -> None:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(work, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        running[ours] = _Running(process)
+        pipe, process = start_worker(work)
+        running[pipe] = _Running(process)
 
     def give(pipe: connection.Connection) -> None:
         state = running[pipe]
@@ -108,9 +106,9 @@ def spread(
                     yield lose(pipe, "the process reading it ended with code {}")
                     continue
                 state.since = time.monotonic()
-                if isinstance(message, _Raised):
+                if isinstance(message, Raised):
                     raise message.error
-                if isinstance(message, _Sent):
+                if isinstance(message, Sent):
                     state.count += 1
                     yield state.task, message.value
                 elif waiting:
@@ -123,6 +121,40 @@ def spread(
     finally:
         for pipe in list(running):
             stop(pipe)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerLimits:
+    """What a worker may take, beyond which the system ends it; None is no limit.
+
+    Attributes:
+      seconds: for a task. It holds even where the worker's owner is gone.
+      memory: bytes of address space above what it has at its start.
+      signals: whether it ends by SIGINT and SIGTERM, which a terminal or a service manager sends to
+        all of a group, its owner included.
+    """
+
+    seconds: float | None = None
+    memory: int | None = None
+    signals: bool = True
+
+
+def start_worker(
+    work: Callable[[Task], Iterable[Any]], limits: WorkerLimits | None = None
+) -> tuple[connection.Connection, multiprocessing.process.BaseProcess]:
+    """A new process, and the pipe to it.
+
+    It sends READY, and from then on takes tasks: for each it sends what `work` yields as `Sent`,
+    and then DONE, or what was raised as `Raised`.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_serve, args=(work, theirs, limits or WorkerLimits()), daemon=True
+    )
+    process.start()
+    theirs.close()
+    return ours, process
 
 
 @functools.cache
@@ -168,30 +200,56 @@ class _Running:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sent:
+class Sent:
+    """What a worker sends. value: what `work` has yielded."""
+
     value: Any
 
 
 @dataclasses.dataclass(frozen=True)
-class _Raised:
+class Raised:
+    """What a worker sends. error: what `work` has raised."""
+
     error: Exception
 
 
-def _serve(work: Callable[[Any], Iterable[Any]], pipe: connection.Connection) -> None:
+def _serve(
+    work: Callable[[Any], Iterable[Any]], pipe: connection.Connection, limits: WorkerLimits
+) -> None:
     end_with_parent()
+    if not limits.signals:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if limits.memory is not None:
+        _limit_memory(limits.memory)
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
-        pipe.send(_READY)
+        pipe.send(READY)
         while True:
             task = pipe.recv()
+            # No handler: a decoder need not come back to Python for the system to end it.
+            signal.setitimer(signal.ITIMER_REAL, limits.seconds or 0)
+            last: Any = DONE
             try:
                 for message in work(task):
-                    pipe.send(_Sent(message))
+                    pipe.send(Sent(message))
             except (BrokenPipeError, KeyboardInterrupt):
                 raise
             except Exception as error:
-                pipe.send(_Raised(_portable(error)))
-            else:
-                pipe.send(_DONE)
+                last = Raised(_portable(error))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            pipe.send(last)
+
+
+def _limit_memory(more: int) -> None:
+    """Lets this process have so many bytes of address space more; only Linux says what it has."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + more
+    if most == resource.RLIM_INFINITY or wanted < most:
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, most))
 
 
 def read_ahead(

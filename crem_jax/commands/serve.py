@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("inputs", positive, "embeddings of a request"),
         ("images", positive, "pictures of a request, or of one of its inputs"),
         ("pixels", positive, "of a picture"),
+        ("picture_seconds", above_zero, "to decode a picture"),
         ("body_bytes", positive, "of a request"),
         ("connections", positive, "at one time"),
     ):

@@ -15,7 +15,8 @@ class Limits:
       deadline: seconds from a request's arrival to the end of its answer, else 504.
       body_bytes: of one request. buffered_bytes: of all requests that are being read.
       body_seconds: to send a body. head_seconds: to send a request's head.
-      pixels: of one picture. images: of one request. inputs: embeddings of one request.
+      pixels: of one picture. picture_seconds: to decode it. images: of one request.
+      inputs: embeddings of one request.
       tokens: of one answer. top: hits of one search.
       connections: open at one time.
     """
@@ -28,6 +29,7 @@ class Limits:
     body_seconds: float = 20.0
     head_seconds: float = 10.0
     pixels: int = 32_000_000
+    picture_seconds: float = 10.0
     images: int = 16
     inputs: int = 256
     tokens: int = 512

@@ -30,6 +30,12 @@ class Metrics:
         self.inside = Gauge(
             "crem_requests_inside", "Requests worked on or waiting.", registry=self.registry
         )
+        self.pictures_lost = Counter(
+            "crem_pictures_lost",
+            "Pictures whose decoding was ended as it took too long, or crashed.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.waiting = Gauge("crem_jobs_waiting", "Jobs that wait.", registry=self.registry)
         self.answering = Gauge("crem_answers", "Answers being made.", registry=self.registry)
         self.batch_rows = Histogram(

@@ -59,7 +59,7 @@ class Service:
         self.drains = asyncio.Event()
         if library is not None:
             library.check_model(model)
-        self._reader = Reader(model.config, model.tokenizer, self.limits, fetcher)
+        self._reader = Reader(model.config, model.tokenizer, self.limits, fetcher, self.metrics)
         self._engine = Engine(self.runner, self.limits.rows, self.metrics)
         self._searching = ThreadPoolExecutor(_SEARCHERS, "crem-library")
         self.admission = Admission(self.limits, self.metrics, lambda: self._engine.job_seconds)
@@ -71,14 +71,19 @@ class Service:
         return self.drains.is_set()
 
     @property
-    def healthy(self) -> bool:
-        """Whether requests are answered."""
-        return self._engine.alive and not self.draining
+    def status(self) -> str:
+        """ "ok", or why requests are not answered: "draining", "failed" (the model's thread has
+        ended), "stuck" (no process can decode pictures)."""
+        if self.draining:
+            return "draining"
+        if not self._engine.alive:
+            return "failed"
+        return "ok" if self._reader.healthy else "stuck"
 
     def close(self) -> None:
-        """Waits for what is being worked on."""
-        self._engine.close()
+        """Waits for what is being worked on, but for pictures that are still being decoded."""
         self._reader.close()
+        self._engine.close()
         self._searching.shutdown()
 
     async def embed(

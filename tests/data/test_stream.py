@@ -269,7 +269,8 @@ def test_five_shapes_waste_less_than_a_tenth_on_real_picture_sizes():
     prompter = Prompter(base.replace(vision=vision, text=text), toy.tokenizer(), hard_max=True)
     with SIZES.open() as file:
         sizes = [(int(row["height"]), int(row["width"])) for row in csv.DictReader(file)]
-    tokens = [prompter._grid(*size) for size in sizes]  # 256 to 1,280 vision tokens of 4 x 4 pixels
+    # 256 to 1,280 vision tokens of 4 x 4 pixels
+    tokens = [prompter.images.grid(*size) for size in sizes]
     pictures = [
         (*size, rows * columns) for size, (rows, columns) in zip(sizes, tokens, strict=True)
     ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from crem_jax.data.images.work import Data, TooMuchWork, check_exif, check_work
 from crem_jax.data.records import Picture
 from crem_jax.errors import CremError
 
@@ -33,23 +35,33 @@ class PictureError(CremError):
     """A picture cannot be used; the message names it and says what is wrong with it."""
 
 
-def peek(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> tuple[Picture, tuple[int, int]]:
+def peek(
+    picture: Picture,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    formats: Sequence[str] | None = None,
+    name: str = "",
+) -> tuple[Picture, tuple[int, int]]:
     """A picture with its upright (height, width), read from the header of encoded data alone.
 
     A path is opened here; what is returned in its place is a PIL image that `open_picture` decodes
     later, without opening the file again.
 
+    Args:
+      formats: encoded data of others, by Pillow's names, is no picture; default: all are.
+      name: of the picture in errors; default: its path, or what it is.
+
     Raises:
       PictureError: as `open_picture`, for what a header shows.
     """
-    name = _name(picture)
+    name = name or _name(picture)
     if isinstance(picture, np.ndarray):
         if picture.ndim not in (2, 3):
             raise PictureError(f"{name}: is not a picture; expected [H, W, 3], [H, W, 4] or [H, W]")
         size = picture.shape[:2]
     else:
         if not isinstance(picture, Image.Image):
-            picture = _open_encoded(picture, name)
+            picture = _open_encoded(picture, name, max_pixels, formats)
             picture.filename = name
         # Pillow gives the upright size of a TIFF, and the stored one of all other formats.
         turned = picture.format != "TIFF" and _orientation(picture, header=True) in _SIDEWAYS
@@ -84,7 +96,7 @@ def open_picture(
         if isinstance(picture, Image.Image):
             image = picture
         else:
-            image = stack.enter_context(_open_encoded(picture, name))
+            image = stack.enter_context(_open_encoded(picture, name, max_pixels))
         _check_size(image.height, image.width, name, max_pixels)
         with _decoding(name):
             if near is not None and image.format == "JPEG":
@@ -115,8 +127,13 @@ def _name(picture: Picture) -> str:
     )
 
 
-def _open_encoded(picture: str | os.PathLike | bytes, name: str) -> Image.Image:
-    """The lazily decoded image of a path or of encoded bytes."""
+def _open_encoded(
+    picture: str | os.PathLike | bytes,
+    name: str,
+    max_pixels: int,
+    formats: Sequence[str] | None = None,
+) -> Image.Image:
+    """The lazily decoded image of a path or of encoded bytes that is not too much work."""
     if isinstance(picture, bytes):
         if not picture:
             raise PictureError(f"{name}: is empty")
@@ -133,21 +150,44 @@ def _open_encoded(picture: str | os.PathLike | bytes, name: str) -> Image.Image:
             size = os.path.getsize(source)
         if size == 0:
             raise PictureError(f"{name}: is empty")
-    with _decoding(name):
-        return Image.open(source)
+    with _decoding(name, formats):
+        with _encoded(source) as data:
+            check_work(data, max_pixels)
+        return Image.open(source, formats=formats)
 
 
 @contextlib.contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def _encoded(source: io.BytesIO | str) -> Iterator[Data]:
+    """The bytes of a picture; those of a file are read from the disk where they are looked at."""
+    if isinstance(source, io.BytesIO):
+        yield source.getvalue()
+        return
+    with open(source, "rb") as file:
+        try:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError:  # not every file system has it
+            yield file.read()
+            return
+        with mapped:
+            yield mapped
+
+
+@contextlib.contextmanager
+def _decoding(name: str, formats: Sequence[str] | None = None) -> Iterator[None]:
     """Turns whatever Pillow's decoders raise on damaged data into a PictureError."""
     try:
         yield
+    except TooMuchWork as error:
+        raise PictureError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name}: is too large, {error}") from error
     except UnidentifiedImageError as error:
+        known = f"none of {', '.join(formats)}" if formats else "no known format"
         raise PictureError(
-            f"{name}: is not a picture: no known format, or cut off in its header"
+            f"{name}: is not a picture: {known}, or cut off in its header"
         ) from error
+    except MemoryError as error:
+        raise PictureError(f"{name}: needs more memory than there is") from error
     except Exception as error:  # the decoders have no common base class for bad data
         if isinstance(error, OSError) and error.strerror:  # no permission, a bad disk
             raise PictureError(f"{name}: cannot be read: {error.strerror}") from error
@@ -169,9 +209,18 @@ def _orientation(image: Image.Image, header: bool = False) -> int:
     if header and image.format == "PNG" and "exif" not in image.info:
         return 1  # Pillow would decode it to look behind the pixels, and not say if that fails
     try:
+        exif = image.info.get("exif") or _profile(image)
+        if exif:
+            check_exif(exif)
         return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # damaged EXIF is common and spoils no pixel
+    except Exception:  # EXIF that is damaged, or too much work, spoils no pixel
         return 1
+
+
+def _profile(image: Image.Image) -> bytes:
+    """EXIF as ImageMagick writes it into a PNG's texts."""
+    text = image.info.get("Raw profile type exif", "")
+    return bytes.fromhex("".join(text.split("\n")[3:]))
 
 
 def _is_deep(image: Image.Image) -> bool:

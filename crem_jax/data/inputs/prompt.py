@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from crem_jax.config import ModelConfig
-from crem_jax.data.images.decode import open_picture, peek
-from crem_jax.data.images.patches import fast_resizer, fill_grid, fit_size, patchify, resize
+from crem_jax.data.images.patches import fill_grid
+from crem_jax.data.images.processor import ImageProcessor, PatchedPicture
 from crem_jax.data.inputs.padding import ContextRow, PromptError, TargetRow, text_positions
 from crem_jax.data.records import Item, Picture
 
@@ -35,7 +35,7 @@ class Draft:
 
     head: tuple[int, ...]
     text: tuple[int, ...]
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Picture | PatchedPicture, ...]
     sizes: tuple[tuple[int, int], ...]
     grids: tuple[tuple[int, int], ...]
     visual: int
@@ -86,10 +86,7 @@ class Prompter:
     ):
         self.config = config
         self.tokenizer = tokenizer
-        self.hard_max = hard_max
-        self.fast_jpeg, self.fast_resize = fast_jpeg, fast_resize
-        if fast_resize:
-            fast_resizer()  # raises now, not at the first picture
+        self.images = ImageProcessor(config.vision, hard_max, fast_jpeg, fast_resize)
         self.known_texts = known_texts
         self.user_tokens = functools.lru_cache(known_texts)(self._user_tokens)
         text, system = self.user_tokens, config.system_prompt
@@ -103,8 +100,9 @@ class Prompter:
         self._to_question = (*text("\n"), start, *text("user\n"))
 
     def __reduce__(self):  # its cache stays behind when it moves to a worker process
-        fast = self.fast_jpeg, self.fast_resize
-        return Prompter, (self.config, self.tokenizer, self.hard_max, *fast, self.known_texts)
+        images = self.images
+        options = images.hard_max, images.fast_jpeg, images.fast_resize, self.known_texts
+        return Prompter, (self.config, self.tokenizer, *options)
 
     def _user_tokens(self, text: str) -> tuple[int, ...]:
         """Tokens of a text that is not ours; special tokens written in it stay plain text.
@@ -137,9 +135,9 @@ class Prompter:
         item = item or _NOTHING
         # One piece with what precedes it, as a tokenizer may join line breaks.
         opening = self.user_tokens("user\n" if item.images else f"user\n{item.text}")
-        peeked = [peek(image) for image in item.images]
+        peeked = [self.images.peek(image) for image in item.images]
         sizes = tuple(size for _, size in peeked)
-        grids = tuple(self._grid(*size) for size in sizes)
+        grids = tuple(self.images.grid(*size) for size in sizes)
         head = (*self._head, *opening)
         text = self.user_tokens(item.text) if item.images else ()
         return Draft(
@@ -188,7 +186,7 @@ class Prompter:
         grids = draft.grids if visual is None else draft.shrunk(visual)
         self._check_length(draft, grids)
         for number, (image, grid) in enumerate(zip(draft.pictures, grids, strict=True), start=1):
-            patches, patch_position = self._patches(image, grid)
+            patches, patch_position = self.images.patches(image, grid)
             pixels.append(patches)
             patch_positions.append(patch_position)
             pictures.append(np.full(len(patches), number, np.int32))
@@ -215,33 +213,8 @@ class Prompter:
 
     def patches(self, image: Picture) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [p, values] patches of a picture and their int32 [p, 2] places."""
-        picture, size = peek(image)
-        return self._patches(picture, self._grid(*size))
-
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of vision tokens by Qwen2-VL's rule."""
-        vision = self.config.vision
-        unit = vision.patch_size * vision.merge_size
-        size = fit_size(
-            height,
-            width,
-            patch=vision.patch_size,
-            merge=vision.merge_size,
-            min_pixels=vision.min_pixels,
-            max_pixels=vision.max_pixels,
-            hard_max=self.hard_max,
-        )
-        return size[0] // unit, size[1] // unit
-
-    def _patches(self, image: Picture, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        vision = self.config.vision
-        unit = vision.patch_size * vision.merge_size
-        size = grid[0] * unit, grid[1] * unit
-        ready = isinstance(image, np.ndarray) and image.dtype == np.uint8
-        if not ready or image.shape != (*size, 3):
-            image = open_picture(image, near=size if self.fast_jpeg else None)
-            image = resize(image, *size, fast=self.fast_resize)
-        return patchify(image, vision.patch_size, vision.merge_size)
+        picture, size = self.images.peek(image)
+        return self.images.patches(picture, self.images.grid(*size))
 
     def _beginning(self, draft: Draft) -> str:
         text = draft.text or draft.head[len(self._head) :]

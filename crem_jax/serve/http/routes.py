@@ -123,8 +123,8 @@ def make_routes(service: Service) -> APIRouter:
 
     @router.get("/healthz")
     async def health() -> Response:
-        status = "ok" if service.healthy else "draining" if service.draining else "failed"
-        return JSONResponse({"status": status}, 200 if service.healthy else 503)
+        status = service.status
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     @router.get("/metrics")
     async def metrics() -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -19,6 +20,8 @@ from crem_jax.serve.service import Service
 _SLOW = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _GRACE = 10.0
 """Seconds after the deadline in which a draining server still waits for its connections."""
+_CLOSING = 5.0
+"""Seconds after those in which it ends its threads; then the process ends whatever they do."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -99,11 +102,16 @@ class _ImpatientProtocol(H11Protocol):
 
 
 class DrainingServer(uvicorn.Server):
-    """Says which port it listens on when it has started, and tells the service when it drains."""
+    """Says which port it listens on when it has started, and tells the service when it drains.
+
+    The process ends at the latest `drain_seconds` after a signal, if need be by SIGALRM, and at
+    once after a second one.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
         self._service = service
+        self.drain_seconds = service.limits.deadline + _GRACE + _CLOSING
         self.on_start: Callable[[int], None] = lambda port: None
 
     async def startup(self, sockets=None) -> None:
@@ -114,6 +122,14 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets=None) -> None:
         self._service.drains.set()
         await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame) -> None:
+        if self.should_exit:
+            os._exit(128 + sig)
+        super().handle_exit(sig, frame)
+        # The system sends it, whatever the threads of this process do.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, self.drain_seconds)
 
     @contextlib.contextmanager
     def capture_signals(self):

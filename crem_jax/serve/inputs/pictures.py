@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
+import dataclasses
 import re
 
 from PIL import Image
 
-from crem_jax.data.images.decode import PictureError, peek
+from crem_jax.data.images.decode import peek
+from crem_jax.data.images.processor import ImageProcessor, PatchedPicture
 from crem_jax.serve.errors import ApiError
 
 Image.init()
@@ -45,24 +46,26 @@ def decode_data_uri(uri: str, where: str) -> bytes:
         raise ApiError(400, f"{where}: is no base64: {error}", where, "invalid_base64") from error
 
 
-def open_bytes(data: bytes, where: str, max_pixels: int) -> Image.Image:
-    """An encoded picture, of known size but not decoded yet.
+@dataclasses.dataclass(frozen=True)
+class CutPicture:
+    """Cuts encoded pictures for a model; does so in processes of its own, see `decoders`.
 
-    Raises:
-      ApiError: 400, it is no picture of a known format, or has too many pixels.
+    Attributes:
+      max_pixels: of a picture.
     """
-    try:
-        if not data:
-            raise PictureError(f"{where}: is empty")
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.filename = where  # names it in errors of decoding
-        picture, _ = peek(image, max_pixels=max_pixels)
-        return picture
-    except PictureError as error:
-        raise ApiError(400, str(error), where, "invalid_image") from error
-    except Exception as error:  # Pillow's readers have no common base class for bad data
-        message = f"{where}: is no picture; expected {', '.join(FORMATS)}"
-        raise ApiError(400, message, where, "invalid_image") from error
+
+    processor: ImageProcessor
+    max_pixels: int
+
+    def __call__(self, task: tuple[bytes, str]) -> PatchedPicture:
+        """The picture of (encoded, its name in errors).
+
+        Raises:
+          PictureError: it is of none of the FORMATS, is damaged, or has too many pixels.
+        """
+        data, where = task
+        picture, size = peek(data, max_pixels=self.max_pixels, formats=FORMATS, name=where)
+        return self.processor.cut(picture, size)
 
 
 def data_uri(data: bytes) -> str:

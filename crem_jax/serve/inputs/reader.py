@@ -1,4 +1,4 @@
-"""Texts and pictures of requests become what the model reads, in threads of their own."""
+"""Texts and pictures of requests become what the model reads; words never wait for pictures."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from crem_jax.config import ModelConfig
+from crem_jax.data.images.processor import PatchedPicture
 from crem_jax.data.inputs.padding import ContextRow
 from crem_jax.data.inputs.prompt import Prompter
 from crem_jax.data.records import Item
 from crem_jax.serve.admission import in_thread
 from crem_jax.serve.errors import ApiError
-from crem_jax.serve.inputs.pictures import decode_data_uri, open_bytes
+from crem_jax.serve.inputs.decoders import Decoders
 from crem_jax.serve.inputs.remote import Fetcher
 from crem_jax.serve.limits import Limits
+from crem_jax.serve.metrics import Metrics
 
 Pictures = Sequence[tuple[str, str]]
 """(where in the request, URL) of each picture."""
@@ -39,23 +40,35 @@ class Reader:
     """
 
     def __init__(
-        self, config: ModelConfig, tokenizer: Any, limits: Limits, fetcher: Fetcher | None
+        self,
+        config: ModelConfig,
+        tokenizer: Any,
+        limits: Limits,
+        fetcher: Fetcher | None,
+        metrics: Metrics,
     ):
         # Its own prompter: texts of strangers are not remembered.
         self._prompter = Prompter(config, tokenizer, known_texts=0)
         self._limits, self._fetcher = limits, fetcher
         self._remote = asyncio.Semaphore(_REMOTE)
-        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "crem-read")
+        self._decoders = Decoders(config.vision, limits, metrics)
+        self._words = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "crem-words")
+
+    @property
+    def healthy(self) -> bool:
+        """Whether pictures are read, or will be soon."""
+        return self._decoders.healthy
 
     def close(self) -> None:
-        """Waits for what is being read."""
-        self._threads.shutdown()
+        """Waits for words that are being read; pictures are given up."""
+        self._decoders.close()
+        self._words.shutdown()
 
     async def row(self, text: str, pictures: Pictures) -> ContextRow:
         """What is embedded."""
         async with self._room(pictures):
             item = await self._item(text, pictures)
-            return await in_thread(self._threads, self._prompter.context, item)
+            return await in_thread(self._words, self._prompter.context, item)
 
     async def conversation(
         self, text: str, pictures: Pictures, turns: Sequence[tuple[str, str]]
@@ -64,12 +77,12 @@ class Reader:
         self._check(" ".join(itertools.chain(*turns)))
         async with self._room(pictures):
             item = await self._item(text, pictures)
-            return await in_thread(self._threads, self._prompter.question_about, item, turns)
+            return await in_thread(self._words, self._prompter.question_about, item, turns)
 
     async def question(self, text: str) -> np.ndarray:
         """The tokens of a question by itself."""
         self._check(text)
-        return await in_thread(self._threads, self._prompter.question, text)
+        return await in_thread(self._words, self._prompter.question, text)
 
     async def _item(self, text: str, pictures: Pictures) -> Item:
         self._check(text)
@@ -86,15 +99,13 @@ class Reader:
         remote = any(_is_remote(url) for _, url in pictures)
         return self._remote if remote else contextlib.nullcontext()
 
-    async def _picture(self, where: str, url: str) -> Image.Image:
+    async def _picture(self, where: str, url: str) -> PatchedPicture:
         if not _is_remote(url):
-            data = await in_thread(self._threads, decode_data_uri, url, where)
-        elif self._fetcher is None:
+            return await self._decoders.read(url, where)
+        if self._fetcher is None:
             message = f"{where}: this server fetches no URLs; send a data URI"
             raise ApiError(400, message, where, "invalid_image_url")
-        else:
-            data = await self._fetcher.fetch(url, where)
-        return await in_thread(self._threads, open_bytes, data, where, self._limits.pixels)
+        return await self._decoders.read(await self._fetcher.fetch(url, where), where)
 
     def _check(self, text: str) -> None:
         most = _CHARACTERS * self._prompter.config.text.max_positions
