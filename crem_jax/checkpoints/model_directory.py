@@ -8,7 +8,6 @@ DIR/checkpoints/N/   params, and for a run also optimizer and data stream positi
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +23,13 @@ from crem_jax.convert.huggingface import check_same_bits, read_tokenizer
 from crem_jax.convert.safetensors_io import atomic_directory
 from crem_jax.data.chat_template import chat_template
 from crem_jax.errors import CremError
-from crem_jax.files import write_json
+from crem_jax.files import read_json, write_json
 from crem_jax.model import crem
 
 CONFIG_FILE = "crem.json"
+
+NO_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
+"""What errors say that are this process's own, not the checkpoint's."""
 
 
 def save_model_files(directory: str | Path, config: ModelConfig, tokenizer: Any) -> None:
@@ -78,13 +80,18 @@ def load_config(directory: str | Path) -> ModelConfig:
     """Reads crem.json.
 
     Raises:
-      CremError: it is no JSON, or holds unknown keys.
+      CremError: it is no JSON, or holds unknown keys or values of the wrong type.
     """
     path = Path(directory) / CONFIG_FILE
+    values = read_json(path)
     try:
-        return ModelConfig.from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        return ModelConfig.from_dict(values)
+    except CremError as error:
         raise CremError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise CremError(f"{path}: lacks the key {error}") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise CremError(f"{path}: has a value of the wrong type: {error}") from error
 
 
 def load_model(
@@ -178,7 +185,11 @@ def _reading(where: Path) -> Iterator[None]:
     """What orbax raises becomes a CremError; nothing but calls of it belongs inside."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:  # orbax and tensorstore have no common class for bad data
+        if any(word in str(error) for word in NO_DAMAGE):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CremError(f"{where.parent}: is damaged: {reason}") from error
 

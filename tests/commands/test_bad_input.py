@@ -225,7 +225,16 @@ def test_a_model_directory_that_contradicts_itself_says_so(
     (copy / "crem.json").write_text(json.dumps({**values, "colour": 1}))
     refuses(["tell", copy, picture], f"{copy / 'crem.json'}: unknown key model.colour")
     (copy / "crem.json").write_text("{")
-    refuses(["tell", copy, picture], f"{copy / 'crem.json'}: ")
+    refuses(["tell", copy, picture], f"{copy / 'crem.json'}: is no JSON")
+    for part, key, found in (
+        ("text", "num_heads", 0),
+        ("text", "hidden_size", "wide"),
+        ("vision", "embed_dim", None),
+    ):
+        other = {**values, part: {**values[part], key: found}}
+        (copy / "crem.json").write_text(json.dumps(other))
+        complaint = f"{copy / 'crem.json'}: has a value of the wrong type"
+        refuses(["tell", copy, picture], complaint)
     checkpoint = copy / "checkpoints" / "0"
     for key, value, complaint in (
         (

@@ -15,7 +15,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from crem_jax import distributed
-from crem_jax.checkpoints.model_directory import score
+from crem_jax.checkpoints.model_directory import NO_DAMAGE, score
 from crem_jax.data.batches.shards import Shards
 from crem_jax.errors import CremError
 from crem_jax.files import WriteFailed
@@ -23,9 +23,6 @@ from crem_jax.train.objective.step import TrainState
 
 KEPT = 2
 """Newest checkpoints kept, so that one may be damaged."""
-
-_NO_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
-"""What errors say that are this process's own, not the checkpoint's."""
 
 
 class Checkpointer:
@@ -105,7 +102,7 @@ class Checkpointer:
                 except (MemoryError, PermissionError):
                     raise
                 except Exception as error:  # orbax and tensorstore have no class for bad data
-                    if any(word in str(error) for word in _NO_DAMAGE):
+                    if any(word in str(error) for word in NO_DAMAGE):
                         raise
                     reason = (str(error).splitlines() or [type(error).__name__])[0]
             if distributed.all_agree(items is not None):
