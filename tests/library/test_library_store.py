@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -360,6 +361,9 @@ def test_libraries_of_one_model_share_a_milvus_and_no_entries(rng, tmp_path, mon
     with pytest.raises(LibraryError, match=r"none\.db has no collection"):
         milvus.MilvusEntries(dataclasses.replace(one.info, vectors=str(gone)))
     assert not gone.exists()
+    for odd in ("http://[odd", "odd"):
+        with pytest.raises(StoreError, match="^" + re.escape(f"Milvus at {odd}: ")):
+            milvus.create(dataclasses.replace(one.info, vectors=odd))
 
 
 def test_a_library_may_keep_no_memories(rng, tmp_path):

@@ -201,7 +201,10 @@ def _collection(info: LibraryInfo) -> str:
 
 def _client(info: LibraryInfo) -> MilvusClient:
     token = os.environ.get("MILVUS_TOKEN", "")
-    return MilvusClient(info.vectors, **({"token": token} if token else {}))
+    try:
+        return MilvusClient(info.vectors, **({"token": token} if token else {}))
+    except ValueError as error:  # not yet pymilvus's own: the address cannot be parsed
+        raise StoreError(f"Milvus at {info.vectors}: {error}") from error
 
 
 @contextlib.contextmanager
