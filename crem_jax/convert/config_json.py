@@ -30,9 +30,11 @@ def from_hf(
     """
     try:
         return _from_hf(config, generation or {}, preprocessor or {})
+    except ConfigError:
+        raise
     except KeyError as error:
         raise ConfigError(f"config.json lacks the key {error}") from error
-    except (TypeError, AttributeError, ArithmeticError) as error:  # a value of another type
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(f"config.json has a value of the wrong type: {error}") from error
 
 
