@@ -17,9 +17,8 @@ from crem_jax.data.batches import packing
 from crem_jax.data.batches.iterator import BatchIterator
 from crem_jax.data.batches.spec import BatchSpec, BucketSpec
 from crem_jax.data.batches.stream import Stream
-from crem_jax.data.images import decode
+from crem_jax.data.images import decode, processor
 from crem_jax.data.images.decode import PictureError, open_picture, peek
-from crem_jax.data.inputs import prompt
 from crem_jax.data.inputs.padding import PromptError
 from crem_jax.data.records import EmptySideError, Item, Record, RecordError
 from crem_jax.data.sources import registry
@@ -210,7 +209,7 @@ def test_an_argument_of_another_type_is_refused_by_its_key(arguments, complaint)
         (packing.BatchPacker, "_choose"),
         (packing.Batcher, "choose"),
         (packing.Batcher, "room"),
-        (prompt, "patchify"),
+        (processor, "patchify"),
     ],
 )
 def test_a_bug_in_batching_packing_or_patches_ends_the_stream(monkeypatch, where, name):
