@@ -224,7 +224,7 @@ def test_a_drain_that_does_not_end_is_cut_off_and_a_second_signal_ends_it_at_onc
 def test_two_bombs_that_outlive_their_deadline_hold_neither_words_nor_the_end(
     tiny_model_dir, compiled
 ):
-    """Twenty thousand scans are refused at once; a thousand or so of 169 million pixels are let
+    """Twenty thousand scans are refused at once; a thousand of 169 million pixels are let through
     by an operator who allows such pictures, and take half a minute or more."""
     bomb = as_uri(bombs.scans(990, (13_000, 13_000)), "jpeg")
     whole = as_uri(bombs.scans(20_000, (5600, 5600)), "jpeg")
