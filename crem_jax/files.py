@@ -1,10 +1,14 @@
-"""Files by content, and results that are there whole or not at all."""
+"""Files by content, and files and directories that are there whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +30,37 @@ def file_digest(path: str | os.PathLike) -> bytes:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).digest()
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike, *, fsync: bool = False) -> Iterator[Path]:
+    """The path of a file to write that becomes `path` when the block ends well, and vanishes
+    otherwise.
 
+    It is a hidden sibling, `.NAME.*.partial`, of its own for each writer: of several at once the
+    last one wins. Missing folders are made.
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
+    Args:
+      fsync: the file and its name are on the disk when the block has ended.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        if fsync:
+            _fsync(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    if fsync:
+        _fsync(path.parent)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    write_bytes(path, json_bytes(value, indent=1) + b"\n")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    write_bytes(path, text.encode())
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -66,3 +88,79 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CremError(f"{path}: holds a {type(value).__name__}; expected a JSON object")
     return value
+
+
+def write_bytes(path: str | os.PathLike, data: bytes, *, fsync: bool = False) -> None:
+    with atomic_write(path, fsync=fsync) as partial:
+        partial.write_bytes(data)
+
+
+def json_bytes(value: Any, indent: int | None = None) -> bytes:
+    """JSON in UTF-8. Half a surrogate pair, as in the name of a file that is not UTF-8, is escaped
+    and read back as it was.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return text.encode(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def atomic_directory(target: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
+    """A directory to fill that becomes `target` when the block ends well, and vanishes otherwise.
+
+    It is a hidden sibling until then, so a killed process leaves `target` as it was; the next call
+    sweeps up, or puts back, what such a process left.
+
+    Args:
+      overwrite: replace a directory that has files in it.
+
+    Raises:
+      CremError: the target has files in it, or is a file.
+    """
+    target = Path(os.path.abspath(target))
+    partial = target.parent / f".{target.name}.partial"
+    old = target.parent / f".{target.name}.old"
+    if old.is_dir() and not target.exists():
+        os.replace(old, target)
+    if target.exists() and not target.is_dir():
+        raise CremError(f"{target}: is a file, expected a directory")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise CremError(f"{target}: already has files in it; expected a new directory")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if target.is_dir():
+            os.replace(target, old)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_files(directory: str | os.PathLike) -> Iterator[Path]:
+    """A directory to fill with files, which go into `directory`, each whole, when the block ends
+    well, and vanish otherwise. What else is in `directory` stays, and can be read all the while.
+    """
+    directory = Path(directory)
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        directory.mkdir(exist_ok=True)
+        for file in partial.iterdir():
+            os.replace(file, directory / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    """Waits until a file's content, or a directory's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,7 +8,6 @@ DIR/checkpoints/N/   params, and for a run also optimizer and data stream positi
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from crem_jax import lazy_array, trees
 from crem_jax.checkpoints import lazy_orbax
 from crem_jax.config import ModelConfig
 from crem_jax.convert.huggingface import check_same_bits, read_tokenizer
-from crem_jax.convert.safetensors_io import atomic_directory
 from crem_jax.data.chat_template import chat_template
 from crem_jax.errors import CremError
-from crem_jax.files import read_json, write_json
+from crem_jax.files import atomic_directory, atomic_files, read_json, write_json
 from crem_jax.model import crem
 
 CONFIG_FILE = "crem.json"
@@ -34,14 +32,9 @@ NO_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
 
 def save_model_files(directory: str | Path, config: ModelConfig, tokenizer: Any) -> None:
     """Writes everything of a model directory but the checkpoints; each file is there whole."""
-    place = Path(directory) / "tokenizer"
-    partial = place.with_name(".tokenizer.partial")
     tokenizer.chat_template = chat_template(config)
-    tokenizer.save_pretrained(partial)
-    place.mkdir(exist_ok=True)
-    for file in partial.iterdir():
-        os.replace(file, place / file.name)
-    partial.rmdir()
+    with atomic_files(Path(directory) / "tokenizer") as partial:
+        tokenizer.save_pretrained(partial)
     write_json(Path(directory) / CONFIG_FILE, config.to_dict())
 
 
@@ -59,10 +52,10 @@ def save_model(
     Args:
       params: arrays of any kind; LazyArrays are read and written piece by piece.
       verify: read everything back and compare before the directory appears.
-      on_bytes: told how many bytes of weights have just been written.
+      on_bytes: called with the number of bytes of weights written since the last call.
 
     Raises:
-      WeightsError: the directory has files in it, or what is read back differs.
+      ValueError: the directory has files in it, or what is read back differs.
     """
     params = jax.tree.map(lazy_array.of, params)
     with atomic_directory(directory) as partial:

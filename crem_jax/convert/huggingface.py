@@ -18,13 +18,13 @@ from crem_jax.convert.card import model_card
 from crem_jax.convert.safetensors_io import (
     DTYPES,
     Weights,
-    atomic_directory,
     write_json,
     write_weights,
 )
 from crem_jax.convert.sentence_transformers import write_sentence_transformers
 from crem_jax.convert.table import WeightsError
 from crem_jax.data.chat_template import chat_template
+from crem_jax.files import atomic_directory
 from crem_jax.lazy_array import LazyArray
 from crem_jax.model import crem
 

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from crem_jax import lazy_array, trees
 from crem_jax.config import ConfigError, ModelConfig
 from crem_jax.convert import table
-from crem_jax.convert.safetensors_io import atomic_directory, write_json, write_weights
+from crem_jax.convert.safetensors_io import write_json, write_weights
 from crem_jax.data.chat_template import chat_template
+from crem_jax.files import atomic_directory
 from crem_jax.lazy_array import LazyArray
 from crem_jax.model.lora import CHORUS_DELTA
 

@@ -1,11 +1,9 @@
-"""Directories of safetensors: read memory-mapped, written by pieces, published in one rename."""
+"""Directories of safetensors: read memory-mapped, written by pieces."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from crem_jax.convert.table import WeightsError
+from crem_jax.files import write_text
 from crem_jax.lazy_array import Index, LazyArray
 from crem_jax.processes import read_ahead
 
@@ -168,43 +167,8 @@ def _write_shard(
 
 
 def write_json(path: str | os.PathLike, values: Mapping | list) -> None:
-    Path(path).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
-
-
-@contextlib.contextmanager
-def atomic_directory(target: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
-    """A directory to fill that becomes `target` when the block ends well, and vanishes otherwise.
-
-    It is a hidden sibling until then, so a killed process leaves `target` as it was; the next call
-    sweeps up, or puts back, what such a process left.
-
-    Args:
-      overwrite: replace a directory that has files in it.
-
-    Raises:
-      WeightsError: the target has files in it, or is a file.
-    """
-    target = Path(os.path.abspath(target))
-    partial = target.parent / f".{target.name}.partial"
-    old = target.parent / f".{target.name}.old"
-    if old.is_dir() and not target.exists():
-        os.replace(old, target)
-    if target.exists() and not target.is_dir():
-        raise WeightsError(f"{target}: is a file, expected a directory")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise WeightsError(f"{target}: already has files in it; expected a new directory")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if target.is_dir():
-            os.replace(target, old)
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+    """JSON as transformers writes it."""
+    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def _read_index(directory: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from crem_jax.errors import CremError
-from crem_jax.files import DIGEST, file_digest
+from crem_jax.files import DIGEST, atomic_write, file_digest
 
 if TYPE_CHECKING:
     from crem_jax.data.records import Item
@@ -146,10 +146,9 @@ def _write(path: Path, keys: Sequence[bytes], vectors: np.ndarray) -> None:
         "vector": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
     }
     table = pa.table(columns)
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with (
+        atomic_write(path, fsync=True) as partial,
+        pa.OSFile(os.fspath(partial), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
+        writer.write_table(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 
 from crem_jax.data.sources.selected import write_index
 from crem_jax.data.tools.doctor import Diagnosis, visual_tokens
+from crem_jax.files import write_json
+from crem_jax.json_lines import write_lines
 from crem_jax.report.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ def write_findings(
     out.mkdir(parents=True, exist_ok=True)
     write_index(out / "index.json", diagnosis.good)
     for name in ("quarantine", "warnings"):
-        lines = [json.dumps(entry, ensure_ascii=False) for entry in getattr(diagnosis, name)]
-        text = "".join(f"{line}\n" for line in lines)
-        (out / f"{name}.jsonl").write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_lines(out / f"{name}.jsonl", getattr(diagnosis, name))
     histograms(diagnosis.tokens, diagnosis.sizes, out / "histograms.png")
     width, height = diagnosis.sizes[:, 0], diagnosis.sizes[:, 1]
     report = {
@@ -100,5 +99,5 @@ def write_findings(
         "megapixels": percentiles(width * height / 1e6),
         "files": [str(out / name) for name in FILES],
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "report.json", report)
     return report

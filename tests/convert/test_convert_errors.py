@@ -18,7 +18,7 @@ from crem_jax import trees
 from crem_jax.config import ConfigError
 from crem_jax.convert import table
 from crem_jax.convert.huggingface import export_hf
-from crem_jax.convert.safetensors_io import INDEX, SINGLE, Weights, atomic_directory
+from crem_jax.convert.safetensors_io import INDEX, SINGLE, Weights
 from crem_jax.convert.table import WeightsError
 from crem_jax.errors import CremError
 from tests.support import hf_models as hf
@@ -204,32 +204,10 @@ def test_parameters_that_do_not_fit_the_config_are_not_written(oracle, tmp_path)
 # all at once or not at all
 
 
-def test_a_full_directory_is_refused_unless_it_is_to_be_replaced(tmp_path):
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "mine").touch()
-    with (
-        pytest.raises(WeightsError, match="out: already has files in it"),
-        atomic_directory(target),
-    ):
-        pass
-    with atomic_directory(target, overwrite=True) as partial:
-        (partial / "new").touch()
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
-
-
-def test_a_replacement_cut_short_is_put_back(tmp_path):
-    (tmp_path / ".out.old").mkdir()
-    (tmp_path / ".out.old" / "mine").touch()
-    with pytest.raises(WeightsError), atomic_directory(tmp_path / "out"):
-        pass
-    assert (tmp_path / "out" / "mine").exists()
-
-
 KILLED = """
 import sys, time
 from tests.support import hf_models
-from crem_jax.convert import huggingface, safetensors_io
+from crem_jax.convert import huggingface
 wait = sys.argv[3]
 def stop(*_, **__):
     print("ready", flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from crem_jax.data.batches.mixture import SampleRef
 from crem_jax.data.batches.packing import BatchPacker
 from crem_jax.data.batches.stream import NO_ROOM, Skip, Stream
 from crem_jax.errors import CremError
-from crem_jax.files import write_text
+from crem_jax.json_lines import JsonLinesLog, keep_lines
 from crem_jax.types import Batch
 
 JUDGED_FROM = 100
@@ -133,9 +132,8 @@ class BatchIterator(grain.DatasetIterator):
         if self._made is None:
             if self._options["workers"] and not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads flags, which a library cannot parse
-            if self._log is not None and self._log.exists():
-                kept = [line for line in _lines(self._log) if line["step"] < self._step]
-                write_text(self._log, "".join(json.dumps(line) + "\n" for line in kept))
+            if self._log is not None:
+                keep_lines(self._log, lambda line: line["step"] < self._step)
             dataset = self.stream.loaded(self.steps, self._step, **self._options)
             self._made = iter(dataset)
         return self._made
@@ -163,12 +161,8 @@ class BatchIterator(grain.DatasetIterator):
         self._sums.update({f"rows {name}": used for name, used in packer.usage.used.items()})
         self._sums.update(batches=1, skipped=len(skipped), carried=carried)
         if skipped and self._log is not None:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            # A name of undecodable bytes cannot be written as it is; its escapes are JSON's too.
-            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                for skip in skipped:
-                    line = {"step": self._step, **dataclasses.asdict(skip)}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with JsonLinesLog(self._log) as log:
+                log.append({"step": self._step, **dataclasses.asdict(skip)} for skip in skipped)
         if self._skipped > self._max_bad * max(self._seen, JUDGED_FROM):
             last = skipped[-1]
             where = f"; all are named in {self._log}" if self._log is not None else ""
@@ -177,14 +171,3 @@ class BatchIterator(grain.DatasetIterator):
                 f"data.max_bad_fraction = {self._max_bad}; the last is {last.id!r} of "
                 f"{last.source!r}: {last.reason}{where}"
             )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file; one cut off by a crash is left out."""
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines

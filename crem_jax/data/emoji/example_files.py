@@ -13,7 +13,6 @@ writes, from the pictures of the training split,
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import sys
 from collections import defaultdict
@@ -22,6 +21,8 @@ from typing import Any
 
 from crem_jax.data.emoji.emoji import WHAT, WHICH_GROUP, EmojiPictures, same_picture_names
 from crem_jax.data.images.encoded import file_bytes
+from crem_jax.files import write_json
+from crem_jax.json_lines import write_lines
 
 SIZE = 96
 PICTURE_SUBSET, NAME_SUBSET = "Emoji_i2t", "Emoji_t2i"
@@ -50,10 +51,9 @@ def write(out: str | os.PathLike, count: int | None = None) -> Path:
             (folder / names[i]).write_bytes(data)
     alike = _look_alikes(pictures, set(indices))
     pairs = [_pair(pictures, i, names, alike) for i in indices]
-    lines = "".join(f"{json.dumps(pair, ensure_ascii=False)}\n" for pair in pairs)
-    (out / "pairs.jsonl").write_text(lines, encoding="utf-8")
+    write_lines(out / "pairs.jsonl", pairs)
     talks = [_talk(pictures, i, names) for i in indices]
-    (out / "talk.json").write_text(json.dumps(talks, ensure_ascii=False, indent=1) + "\n")
+    write_json(out / "talk.json", talks)
     _write_mmeb(out / "mmeb", pictures, names, alike)
     return out
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from crem_jax.data.records import Record
 from crem_jax.errors import CremError
+from crem_jax.files import write_text
 
 HALVES: Mapping[str, Mapping[str, tuple]] = {
     "retrieval": {"turns": ()},
@@ -96,7 +97,7 @@ def write_index(path: str | os.PathLike, good: np.ndarray) -> None:
     """Writes which records are good (bool [n]), as runs [first, last + 1)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], good, [False]]).astype(np.int8)))
     value = {"records": len(good), "good": edges.reshape(-1, 2).tolist()}
-    Path(path).write_text(json.dumps(value) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value) + "\n")
 
 
 def read_index(path: str | os.PathLike, records: int) -> np.ndarray:

@@ -24,6 +24,8 @@ from crem_jax.data.sources.base import read_record
 from crem_jax.data.sources.formats.tfds_layout import NAME, encode_record, write_info
 from crem_jax.data.sources.selected import where
 from crem_jax.errors import CremError
+from crem_jax.files import atomic_write, json_bytes, write_bytes, write_json
+from crem_jax.json_lines import read_lines, write_lines
 from crem_jax.processes import WorkerLost, spread
 
 SKIPPED_FILE = "skipped.jsonl"
@@ -104,7 +106,7 @@ def prepare(
     (partial / "data").mkdir(parents=True, exist_ok=True)
     with _alone(partial):
         _same_plan(partial, {**_values(plan), "stamp": stamp})
-        for file in partial.rglob("*.tmp"):
+        for file in partial.rglob("*.partial"):
             file.unlink()
         todo = [shard for shard in range(plan.shards) if not _note(partial, shard).exists()]
         progress(plan.records - sum(len(_span(plan, shard)) for shard in todo))
@@ -136,30 +138,27 @@ class _WriteShard:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         final, note = self.directory / "data" / self.plan.file(shard), _note(self.directory, shard)
-        unfinished = final.with_name(f"{final.name}.{os.getpid()}.tmp")
-        writer = ArrayRecordWriter(os.fspath(unfinished), "group_size:1")
-        written, size, skipped, unsaid = 0, 0, [], 0
-        for index in _span(self.plan, shard):
-            try:
-                data = encode_record(self._with_files(read_record(self.source, index)))
-            except CremError as error:
-                here = where(self.source, index)
-                skipped.append({"record": index, "where": here, "reason": str(error)})
-            else:
-                writer.write(data)
-                written, size = written + 1, size + len(data)
-            unsaid += 1
-            if unsaid == _EVERY:
-                yield unsaid
-                unsaid = 0
-        writer.close()
-        _replace(unfinished, final)
+        written, size, skipped, unreported = 0, 0, [], 0
+        with atomic_write(final, fsync=True) as partial:
+            writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
+            for index in _span(self.plan, shard):
+                try:
+                    data = encode_record(self._with_files(read_record(self.source, index)))
+                except CremError as error:
+                    here = where(self.source, index)
+                    skipped.append({"record": index, "where": here, "reason": str(error)})
+                else:
+                    writer.write(data)
+                    written, size = written + 1, size + len(data)
+                unreported += 1
+                if unreported == _EVERY:
+                    yield unreported
+                    unreported = 0
+            writer.close()
         value = {"written": written, "bytes": size, "skipped": skipped}
-        temporary = note.with_name(f"{note.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(value), encoding="utf-8")
-        _replace(temporary, note)
-        if unsaid:
-            yield unsaid
+        write_bytes(note, json_bytes(value), fsync=True)
+        if unreported:
+            yield unreported
 
     def _with_files(self, record: Record) -> Record:
         def stored(item: Item) -> Item:
@@ -186,15 +185,13 @@ def _finish(plan: Plan, partial: Path, max_bad: float, stamp: Any) -> None:
         )
     size = sum(note["bytes"] for note in notes)
     write_info(data, plan.split, lengths, size)
-    lines = "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in skipped)
-    (data / SKIPPED_FILE).write_text(lines, encoding="utf-8")
+    write_lines(data / SKIPPED_FILE, skipped)
     value = {"plan": _values(plan), "stamp": stamp, "written": sum(lengths), "bytes": size}
-    (data / PLAN_FILE).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_json(data / PLAN_FILE, value)
 
 
 def _done(value: dict[str, Any], out: Path) -> Prepared:
-    lines = (out / SKIPPED_FILE).read_text(encoding="utf-8").splitlines()
-    return Prepared(value["written"], [json.loads(line) for line in lines], value["bytes"])
+    return Prepared(value["written"], list(read_lines(out / SKIPPED_FILE)), value["bytes"])
 
 
 def _values(plan: Plan) -> dict[str, Any]:
@@ -205,9 +202,7 @@ def _same_plan(partial: Path, ours: dict[str, Any]) -> None:
     """Notes the plan in the directory, or refuses to go on with another one."""
     file = partial / "plan.json"
     if not file.exists():
-        temporary = file.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(ours), encoding="utf-8")
-        _replace(temporary, file)
+        write_bytes(file, json_bytes(ours), fsync=True)
         return
     theirs = json.loads(file.read_text(encoding="utf-8"))
     different = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
@@ -239,9 +234,3 @@ def _span(plan: Plan, shard: int) -> range:
 
 def _note(directory: Path, shard: int) -> Path:
     return directory / f"shard-{shard:05d}.json"
-
-
-def _replace(temporary: Path, final: Path) -> None:
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, final)

@@ -8,11 +8,10 @@ other. A record goes out as it came in, with the pairs added to its `turns`.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,8 @@ from crem_jax.data.sources.base import Source, read_record
 from crem_jax.data.tools.qa_pairs import Task, Turn, filtered, told
 from crem_jax.data.tools.teachers import Teacher
 from crem_jax.errors import CremError
+from crem_jax.files import write_bytes
+from crem_jax.json_lines import JsonLinesLog, read_lines
 
 
 @dataclasses.dataclass
@@ -137,20 +138,20 @@ class _Output:
         self.path = path
         self.rejected = path.with_name(path.stem + ".rejected.jsonl")
         self.pictures = path.with_name(path.stem + "_pictures")
+        self._waiting: list[tuple[JsonLinesLog, list[dict[str, Any]]]] = []
 
     def __enter__(self) -> _Output:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._files = [path.open("a+b") for path in (self.path, self.rejected)]
-        try:
-            fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CremError(f"{self.path} is being written by another process") from None
-        self.done = set().union(*(_ids(file, str(file.name)) for file in self._files))
+        with contextlib.ExitStack() as stack:
+            for path in (self.path, self.rejected):
+                log = stack.enter_context(JsonLinesLog(path, fsync=True, exclusive=True))
+                self._waiting.append((log, []))
+            self.done = _ids(self.path) | _ids(self.rejected)
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
-        for file in self._files:
-            file.close()
+        with self._open:
+            self.flush()
         if not self.rejected.stat().st_size:
             self.rejected.unlink()
 
@@ -162,20 +163,19 @@ class _Output:
             line |= {key: items} if items else {}
         line["turns"] = [{"question": q, "answer": a} for q, a in (*record.turns, *turns)]
         line |= {"metadata": dict(record.metadata)} if record.metadata else {}
-        self._put(0, line)
+        self._waiting[0][1].append(line)
 
     def reject(self, record: Record, reasons: Sequence[str], answers: Sequence[str]) -> None:
         """Notes a record that has no pair worth keeping."""
-        self._put(1, {"id": record.id, "reasons": list(reasons), "answers": list(answers)})
+        line = {"id": record.id, "reasons": list(reasons), "answers": list(answers)}
+        self._waiting[1][1].append(line)
 
     def flush(self) -> None:
         """What was written is on the disk when this returns."""
-        for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _put(self, number: int, line: dict[str, Any]) -> None:
-        self._files[number].write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        for log, lines in self._waiting:
+            if lines:
+                log.append(lines)
+                lines.clear()
 
     def _item(self, item: Item) -> Any:
         paths = [self._picture(image) for image in item.images]
@@ -197,28 +197,19 @@ class _Output:
         name = f"{hashlib.blake2b(data, digest_size=12).hexdigest()}.{suffix}"
         path = self.pictures / name
         if not path.exists():
-            self.pictures.mkdir(exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(data)
-            partial.replace(path)
+            write_bytes(path, data)
         return os.path.join(self.pictures.name, name)
 
 
-def _ids(file: Any, name: str) -> set[str]:
-    """The ids in a JSONL; a last line that a kill cut off is taken away."""
-    file.seek(0)
-    ids, end = set(), 0
-    for number, line in enumerate(file, start=1):
-        if not line.endswith(b"\n"):
-            break
+def _ids(path: Path) -> set[str]:
+    """The ids in a JSONL that this command wrote."""
+    ids = set()
+    for number, value in enumerate(read_lines(path), start=1):
         try:
-            ids.add(str(json.loads(line)["id"]))
-        except (ValueError, KeyError, TypeError):
+            ids.add(str(value["id"]))
+        except (KeyError, TypeError):
             raise CremError(
-                f"{name} line {number} is no record with an id; expected a file that "
+                f"{path} line {number} is no record with an id; expected a file that "
                 "`crem synthesize` wrote, or none"
             ) from None
-        end += len(line)
-    file.truncate(end)
-    file.seek(0, os.SEEK_END)
     return ids

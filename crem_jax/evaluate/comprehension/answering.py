@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +13,7 @@ from crem_jax.evaluate.comprehension.benchmarks import prompt
 from crem_jax.evaluate.comprehension.tables import Question
 from crem_jax.evaluate.encoding import LocatedItem, prepared, shapes_of
 from crem_jax.inference.batches import fill_batch, plan_batches
+from crem_jax.json_lines import JsonLinesLog, read_lines
 
 if TYPE_CHECKING:
     from crem_jax.inference.model import Model
@@ -35,25 +34,17 @@ class Answers:
     """
 
     def __init__(self, path: Path, conditions: Mapping[str, Any]):
-        self.path, self.found = path, {}
         first = {"conditions": dict(conditions)}
-        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        whole = lines[:-1]
-        try:
-            read = [json.loads(line) for line in whole]
-        except ValueError as error:
-            raise CremError(f"{path} is damaged: {error}; delete it") from error
+        read = list(read_lines(path))
         if read and read[0] != first:
             raise CremError(
                 f"{path} has answers of other conditions, {read[0].get('conditions')}; expected "
                 f"{first['conditions']}: give another --out, or delete it"
             )
         self.found = {line["index"]: line for line in read[1:]}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            os.truncate(path, sum(len(line) + 1 for line in whole))
+        self._log = JsonLinesLog(path, fsync=True)
         if not read:
-            self._write([first])
+            self._log.append([first])
 
     def __contains__(self, index: str) -> bool:
         return index in self.found
@@ -63,15 +54,11 @@ class Answers:
         return {index: line[mode] for index, line in self.found.items()}
 
     def add(self, lines: Sequence[dict[str, str]]) -> None:
-        self._write(lines)
+        self._log.append(lines)
         self.found |= {line["index"]: line for line in lines}
 
-    def _write(self, values: Sequence[dict[str, Any]]) -> None:
-        text = "".join(f"{json.dumps(value, ensure_ascii=False)}\n" for value in values)
-        with open(self.path, "ab") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+    def close(self) -> None:
+        self._log.close()
 
 
 def answer_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def evaluate(
         answers = Answers(
             out / benchmark / "answers.jsonl", {**conditions, "table": digests[benchmark]}
         )
-        with counting(len(questions), benchmark) as progress:
+        with contextlib.closing(answers), counting(len(questions), benchmark) as progress:
             progress(sum(question.index in answers for question in questions))
             answer_all(
                 model,

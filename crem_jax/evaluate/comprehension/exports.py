@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from crem_jax.errors import CremError
 from crem_jax.evaluate.comprehension.tables import Question
 from crem_jax.files import write_bytes, write_text
+from crem_jax.json_lines import write_lines
 
 _NOT_IN_EXCEL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _CELL = 32_767  # characters that Excel keeps
@@ -44,8 +44,7 @@ def write_predictions(
     writer.writeheader()
     writer.writerows(rows)
     write_text(files[0], table.getvalue())
-    lines = (f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-    write_text(files[1], "".join(lines))
+    write_lines(files[1], rows)
     if not excel:
         return files[:2]
     write_bytes(files[2], _workbook(names, rows))

@@ -10,7 +10,6 @@ about it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -30,6 +29,7 @@ from crem_jax.evaluate.mmeb.datasets import (
     VQA,
     Dataset,
 )
+from crem_jax.json_lines import write_lines
 
 _MARK = "<|image_1|>\n"
 _WORDS_ALONE = ("VisDial", "VisualNews_t2i", "MSCOCO_t2i", "WebQA", "EDIS", "Wiki-SS-NQ")
@@ -122,8 +122,7 @@ def _row(files: _Pictures, dataset: Dataset, chosen: list[int], beside: bool) ->
 
 def _write_rows(folder: Path, rows: list[dict[str, Any]], form: int) -> None:
     if form == 0:
-        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
-        folder.with_name(f"{folder.name}.jsonl").write_text(lines, encoding="utf-8")
+        write_lines(folder.with_name(f"{folder.name}.jsonl"), rows)
         return
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -8,7 +8,6 @@ OUT/leaderboard.json                   {"metadata": …, "metrics": {"image": {N
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 from crem_jax.evaluate.mmeb.cases import Cases
 from crem_jax.evaluate.mmeb.scoring import Ranked
 from crem_jax.evaluate.mmeb.summary import Score
-from crem_jax.files import write_json, write_text
+from crem_jax.files import write_json
+from crem_jax.json_lines import write_lines
 
 
 def write_score(out: Path, score: Score, cases: Cases, ranked: Ranked) -> None:
@@ -33,8 +33,7 @@ def write_score(out: Path, score: Score, cases: Cases, ranked: Ranked) -> None:
         }
         for best, row in zip(ranked.best, cases.candidates, strict=True)
     ]
-    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
-    write_text(out / "v2" / "image" / f"{name}_pred.jsonl", text)
+    write_lines(out / "v2" / "image" / f"{name}_pred.jsonl", lines)
 
 
 def write_leaderboard(out: Path, scores: Sequence[Score], metadata: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from crem_jax.files import write_json
 from crem_jax.library.ann.snapshot import ROWS, IndexState, Sample, Scanners, Snapshot
 
 CANDIDATES = (500, 700, 1000, 1400, 2000, 2800, 4000, 5600, 8000)
@@ -179,9 +180,7 @@ class Neighbours:
         return np.memmap(self._file(name), dtype, "r", shape=shape)
 
     def _write(self, state: IndexState) -> None:
-        unfinished = self._file(f"{_STATE}.tmp")
-        unfinished.write_text(json.dumps(dataclasses.asdict(state)), encoding="utf-8")
-        os.replace(unfinished, self._file(_STATE))
+        write_json(self._file(_STATE), dataclasses.asdict(state))
 
     def _file(self, name: str) -> Path:
         return self._directory / name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from crem_jax.errors import CremError
 from crem_jax.files import WriteFailed, write_text
+from crem_jax.json_lines import JsonLinesLog, keep_lines, read_lines
 
 
 class Writer(Protocol):
@@ -32,30 +32,27 @@ class MetricsLog:
     """
 
     def __init__(self, path: str | Path | None, step: int = 0, writers: Sequence[Writer] = ()):
-        self._file, self._writers = None, writers
+        self._log, self._writers = None, writers
         if path is None:
             return
-        path = Path(path)
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
+        keep_lines(path, lambda line: line["step"] <= step)
+        self._log = JsonLinesLog(path)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends a line. Raises WriteFailed if the file takes no more."""
-        if self._file is None:
+        if self._log is None:
             return
         try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+            self._log.append([{"step": step, **values}])
         except OSError as error:
-            raise WriteFailed(f"{self._file.name}: {error.strerror}") from error
+            raise WriteFailed(f"{self._log.path}: {error.strerror}") from error
         for writer in self._writers:
             writer.write(step, values)
 
     def close(self) -> None:
-        if self._file is None:
+        if self._log is None:
             return
-        self._file.close()
+        self._log.close()
         for writer in self._writers:
             writer.close()
 
@@ -123,17 +120,8 @@ WRITERS = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The lines of a metrics file; [] if there is none. A line cut off by a crash is left out."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    """The lines of a metrics file; [] if there is none. Damaged lines are left out."""
+    return list(read_lines(path, skip_damaged=True))
 
 
 def means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
