@@ -33,6 +33,8 @@ EXTRAS = {
     "gcs": ["gcsfs>=2025.3"],
     "tensorboard": ["tensorboardX>=2.6"],
     "wandb": ["wandb>=0.20"],
+    # crem synthesize --endpoint
+    "synthesize": ["openai>=3.0,<4"],
     # crem eval comprehension --xlsx
     "xlsx": ["openpyxl>=3.1"],
     "library": ["lancedb>=0.40,<1", "faiss-cpu>=1.11"],
@@ -69,7 +71,7 @@ EXTRAS = {
         "cykooz-resizer>=4.0",
         "openpyxl>=3.1",
         "libtpu>=0.0.52; sys_platform == 'linux'",
-        "openai>=2.0",
+        "openai>=3.0,<4",
         "httpx>=0.28,<1",
         # Drives the Chromium of the system in the tests of the page; it brings none.
         "playwright>=1.55",

@@ -90,7 +90,7 @@ def _matrices(leaves: dict[str, LazyArray], stem: str) -> Iterator[tuple[str, La
 
 def _module(stem: str) -> str:
     """transformers' name of the module that holds a kernel, "{layer}" in the place of a number."""
-    return table.in_memory(table.THEIRS[f"{stem}kernel"]).removesuffix(".weight")
+    return table.in_memory(table.HF_NAMES[f"{stem}kernel"]).removesuffix(".weight")
 
 
 def _pattern(module: str) -> str:

@@ -41,7 +41,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             number = len(self.server.asked)
-            self.server.asked.append((self.path, dict(self.headers), body))
+            self.server.asked.append((self.path, self.headers, body))
         answer = self.server.script(number, body)
         if answer is None:
             self.connection.close()
@@ -159,6 +159,18 @@ def test_what_may_pass_is_tried_again_after_longer_and_longer(serve):
     assert teacher([Item("hello")]) == ["x"]
     assert len(server.asked) == 5
     assert 0.5 <= waits[0] <= 1 and 1 <= waits[1] <= 2 and waits[2] == 17 and 4 <= waits[3] <= 8
+
+
+def test_an_account_at_openai_that_the_environment_names_is_not_sent_elsewhere(serve, monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "private")
+    server = serve(lambda number, body: "x")
+    assert endpoint(server)[0]([Item("hello")]) == ["x"]
+    assert endpoint(server, key=KEY)[0]([Item("hello")]) == ["x"]
+    keys = [headers.get("Authorization") for _, headers, _ in server.asked]
+    assert keys == [None, f"Bearer {KEY}"] and all(
+        "private" not in str(headers) for _, headers, _ in server.asked
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,16 @@
-"""Who writes questions and answers: a model that runs here, or an OpenAI-compatible endpoint."""
+"""Teachers, which write questions and answers: a model that runs here, or an OpenAI-compatible
+endpoint.
+"""
 
 from __future__ import annotations
 
 import base64
 import concurrent.futures
-import http.client
 import io
 import json
 import os
 import random
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -42,7 +41,7 @@ class ModelTeacher:
     """A model that our loader runs.
 
     Args:
-      model: anything with `api.Model.generate`. The others are its arguments.
+      model: an `inference.model.Model`. The others are arguments of its `generate`.
     """
 
     def __init__(self, model: Any, max_new_tokens: int, temperature: float = 0.0, seed: int = 0):
@@ -74,6 +73,9 @@ class EndpointTeacher:
       parallel: requests under way at once. timeout: of one attempt, in seconds. retries: further
         attempts. wait: seconds before the first of them. max_pixels: larger pictures are sent
         smaller.
+
+    Raises:
+      ValueError: the URL is none, or openai is not installed.
     """
 
     def __init__(
@@ -93,14 +95,33 @@ class EndpointTeacher:
     ):
         if not url.startswith(("http://", "https://")):
             raise CremError(f"endpoint {url!r} is no http:// or https:// address")
-        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        self._key, self._timeout, self._retries, self._wait = key, timeout, retries, wait
+        try:
+            import openai
+        except ImportError as error:
+            raise CremError(
+                "an endpoint needs openai: pip install 'crem_jax[synthesize]'"
+            ) from error
+        base = url.rstrip("/").removesuffix("/chat/completions")
+        self.url = f"{base}/chat/completions"
+        self._key, self._retries, self._wait = key, retries, wait
         self._max_pixels, self._sleep, self._parallel = max_pixels, sleep, parallel
-        self._body = dict(
-            model=model, max_tokens=max_new_tokens, temperature=temperature, seed=seed
+        # An account at OpenAI that the environment names is not sent to other endpoints.
+        private = ["OpenAI-Organization", "OpenAI-Project", *([] if key else ["Authorization"])]
+        self._options = dict(
+            model=model,
+            max_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            extra_headers=dict.fromkeys(private, openai.Omit()),
         )
-        # A redirect would carry the key to wherever it points.
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._client = openai.OpenAI(
+            api_key=key or "none",  # left out of the headers then
+            base_url=base,
+            timeout=timeout,
+            max_retries=0,  # _answer retries: longer than the client, and after answers cut off
+            # A redirect would carry the key to wherever it points.
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+        )
 
     def __call__(self, requests: Sequence[Item]) -> list[str | Exception]:
         with concurrent.futures.ThreadPoolExecutor(self._parallel) as pool:
@@ -108,10 +129,10 @@ class EndpointTeacher:
 
     def _answer(self, request: Item) -> str | Exception:
         try:
-            body = json.dumps({**self._body, "messages": [self._message(request)]}).encode()
+            message = self._message(request)
             for attempt in range(self._retries + 1):
                 try:
-                    return self._ask(body)
+                    return self._ask(message)
                 except _TryAgain as error:
                     if attempt == self._retries:
                         raise TeacherError(f"{error} (after {attempt + 1} attempts)") from error
@@ -128,26 +149,23 @@ class EndpointTeacher:
         ]
         return {"role": "user", "content": [*content, {"type": "text", "text": request.text}]}
 
-    def _ask(self, body: bytes) -> str:
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self.url, body, headers)
+    def _ask(self, message: dict[str, Any]) -> str:
+        import openai
+
+        ask = self._client.chat.completions.with_raw_response.create
         try:
-            with self._opener.open(request, timeout=self._timeout) as response:
-                answer = json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            message = f"{self.url} answers {error.code}: {self._error_text(error)}"
-            if error.code in _WORTH_ANOTHER_TRY:
-                raise _TryAgain(message, _seconds(error.headers.get("Retry-After"))) from None
-            raise TeacherError(message) from None
-        except ValueError:
+            answer = json.loads(ask(messages=[message], **self._options).http_response.text)
+        except openai.APIStatusError as error:
+            response = error.response
+            text = f"{self.url} answers {error.status_code}: {self._error_text(response)}"
+            if error.status_code in _WORTH_ANOTHER_TRY:
+                raise _TryAgain(text, _seconds(response.headers.get("Retry-After"))) from None
+            raise TeacherError(text) from None
+        except openai.APIConnectionError as error:  # none, a lost one, a timeout, a cut-off answer
+            reason = error.__cause__ or error
+            raise _TryAgain(f"{self.url}: {str(reason) or type(reason).__name__}") from None
+        except json.JSONDecodeError:
             raise _TryAgain(f"{self.url} answers with something that is no JSON") from None
-        except OSError as error:  # no connection, a lost one, a timeout
-            reason = getattr(error, "reason", None) or error
-            raise _TryAgain(f"{self.url}: {reason or type(error).__name__}") from None
-        except http.client.HTTPException as error:  # such as a cut-off answer
-            raise _TryAgain(f"{self.url}: {type(error).__name__} {error}") from None
         try:
             content = answer["choices"][0]["message"]["content"] or ""
         except (KeyError, IndexError, TypeError):
@@ -156,25 +174,16 @@ class EndpointTeacher:
             raise TeacherError(f"{self.url} answers without a text in choices[0].message.content")
         return content
 
-    def _error_text(self, error: urllib.error.HTTPError) -> str:
+    def _error_text(self, response: Any) -> str:
         """The endpoint's own words, without the key."""
-        try:
-            text = error.read(2000).decode(errors="replace")
-        except OSError:
-            text = ""
-        text = text.replace(self._key, "…") if self._key else text
-        return " ".join(text.split())[:300] or str(error.reason)
+        text = response.text.replace(self._key, "…") if self._key else response.text
+        return " ".join(text[:2000].split())[:300] or response.reason_phrase
 
 
 class _TryAgain(TeacherError):
     def __init__(self, message: str, after: float = 0.0):
         super().__init__(message)
         self.after = after
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_args, **_kwargs):
-        return None
 
 
 def data_url(picture: Picture, max_pixels: int) -> str:
