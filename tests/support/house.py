@@ -50,6 +50,7 @@ MEMBERS = {
         "distributed",
         "errors",
         "files",
+        "json_lines",
         "flops",
         "lazy_array",
         "mesh",
