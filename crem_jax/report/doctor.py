@@ -11,8 +11,7 @@ import numpy as np
 
 from crem_jax.data.sources.selected import write_index
 from crem_jax.data.tools.doctor import Diagnosis, visual_tokens
-from crem_jax.files import write_json
-from crem_jax.json_lines import write_lines
+from crem_jax.files import write_json, write_lines
 from crem_jax.report.figures import new_figure, save_figure
 
 if TYPE_CHECKING:

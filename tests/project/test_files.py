@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 
 from crem_jax.errors import CremError
-from crem_jax.files import atomic_directory, atomic_files, atomic_write, write_bytes, write_json
-from crem_jax.json_lines import JsonLinesLog, keep_lines, read_lines, write_lines
+from crem_jax.files import (
+    JsonLinesLog,
+    atomic_directory,
+    atomic_files,
+    atomic_write,
+    keep_lines,
+    read_lines,
+    write_bytes,
+    write_json,
+    write_lines,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,7 +123,6 @@ def test_nothing_else_replaces_files_by_hand():
     }
     assert found == {
         "files.py",
-        "json_lines.py",
         "convert/peft.py",  # within a directory that is not published yet
         "convert/safetensors_io.py",  # syncs gigabytes as it writes them
         "data/tools/prepare.py",

@@ -50,7 +50,6 @@ MEMBERS = {
         "distributed",
         "errors",
         "files",
-        "json_lines",
         "flops",
         "lazy_array",
         "mesh",

@@ -14,7 +14,7 @@ from crem_jax.data.batches.mixture import SampleRef
 from crem_jax.data.batches.packing import BatchPacker
 from crem_jax.data.batches.stream import NO_ROOM, Skip, Stream
 from crem_jax.errors import CremError
-from crem_jax.json_lines import JsonLinesLog, keep_lines
+from crem_jax.files import JsonLinesLog, keep_lines
 from crem_jax.types import Batch
 
 JUDGED_FROM = 100

@@ -21,8 +21,7 @@ from typing import Any
 
 from crem_jax.data.emoji.emoji import WHAT, WHICH_GROUP, EmojiPictures, same_picture_names
 from crem_jax.data.images.encoded import file_bytes
-from crem_jax.files import write_json
-from crem_jax.json_lines import write_lines
+from crem_jax.files import write_json, write_lines
 
 SIZE = 96
 PICTURE_SUBSET, NAME_SUBSET = "Emoji_i2t", "Emoji_t2i"

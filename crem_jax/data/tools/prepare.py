@@ -24,8 +24,14 @@ from crem_jax.data.sources.base import read_record
 from crem_jax.data.sources.formats.tfds_layout import NAME, encode_record, write_info
 from crem_jax.data.sources.selected import where
 from crem_jax.errors import CremError
-from crem_jax.files import atomic_write, json_bytes, write_bytes, write_json
-from crem_jax.json_lines import read_lines, write_lines
+from crem_jax.files import (
+    atomic_write,
+    json_bytes,
+    read_lines,
+    write_bytes,
+    write_json,
+    write_lines,
+)
 from crem_jax.processes import WorkerLost, spread
 
 SKIPPED_FILE = "skipped.jsonl"

@@ -25,8 +25,7 @@ from crem_jax.data.sources.base import Source, read_record
 from crem_jax.data.tools.qa_pairs import Task, Turn, filtered, told
 from crem_jax.data.tools.teachers import Teacher
 from crem_jax.errors import CremError
-from crem_jax.files import write_bytes
-from crem_jax.json_lines import JsonLinesLog, read_lines
+from crem_jax.files import JsonLinesLog, read_lines, write_bytes
 
 
 @dataclasses.dataclass

@@ -12,8 +12,8 @@ from crem_jax.errors import CremError
 from crem_jax.evaluate.comprehension.benchmarks import prompt
 from crem_jax.evaluate.comprehension.tables import Question
 from crem_jax.evaluate.encoding import LocatedItem, prepared, shapes_of
+from crem_jax.files import JsonLinesLog, read_lines
 from crem_jax.inference.batches import fill_batch, plan_batches
-from crem_jax.json_lines import JsonLinesLog, read_lines
 
 if TYPE_CHECKING:
     from crem_jax.inference.model import Model

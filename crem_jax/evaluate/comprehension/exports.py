@@ -11,8 +11,7 @@ from pathlib import Path
 
 from crem_jax.errors import CremError
 from crem_jax.evaluate.comprehension.tables import Question
-from crem_jax.files import write_bytes, write_text
-from crem_jax.json_lines import write_lines
+from crem_jax.files import write_bytes, write_lines, write_text
 
 _NOT_IN_EXCEL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _CELL = 32_767  # characters that Excel keeps

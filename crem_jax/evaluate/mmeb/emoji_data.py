@@ -29,7 +29,7 @@ from crem_jax.evaluate.mmeb.datasets import (
     VQA,
     Dataset,
 )
-from crem_jax.json_lines import write_lines
+from crem_jax.files import write_lines
 
 _MARK = "<|image_1|>\n"
 _WORDS_ALONE = ("VisDial", "VisualNews_t2i", "MSCOCO_t2i", "WebQA", "EDIS", "Wiki-SS-NQ")

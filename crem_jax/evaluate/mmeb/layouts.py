@@ -15,8 +15,7 @@ from typing import Any
 from crem_jax.evaluate.mmeb.cases import Cases
 from crem_jax.evaluate.mmeb.scoring import Ranked
 from crem_jax.evaluate.mmeb.summary import Score
-from crem_jax.files import write_json
-from crem_jax.json_lines import write_lines
+from crem_jax.files import write_json, write_lines
 
 
 def write_score(out: Path, score: Score, cases: Cases, ranked: Ranked) -> None:

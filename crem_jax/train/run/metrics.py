@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from crem_jax.errors import CremError
-from crem_jax.files import WriteFailed, write_text
-from crem_jax.json_lines import JsonLinesLog, keep_lines, read_lines
+from crem_jax.files import JsonLinesLog, WriteFailed, keep_lines, read_lines, write_text
 
 
 class Writer(Protocol):
