@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       CREM_DEBUG=1 those above too.
     """
     from_shell = argv is None
-    argv = list(sys.argv[1:] if from_shell else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
         return 0

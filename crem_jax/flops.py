@@ -87,11 +87,11 @@ def model_flops(config: ModelConfig, buckets: Mapping[str, Any] | Iterable[Any])
     picture.
 
     Args:
-      buckets: of the batch, `data.batcher.BucketSpec` or anything with its fields.
+      buckets: of the batch, `data.batches.spec.BucketSpec` or anything with its fields.
     """
-    buckets = buckets.values() if isinstance(buckets, Mapping) else buckets
     total = Flops()
-    for bucket in buckets:
+    shapes: Iterable[Any] = buckets.values() if isinstance(buckets, Mapping) else buckets
+    for bucket in shapes:
         rows = bucket.rows
         if bucket.patches:
             linear, pairs = vision_flops(config.vision, config.text.hidden_size, bucket.patches)

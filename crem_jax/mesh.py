@@ -72,7 +72,7 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def spec(names: Sequence[str], shape: Sequence[int], mesh: Any) -> PartitionSpec:
+def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Any) -> PartitionSpec:
     """The table's split of an array; an axis that does not divide stays whole.
 
     Args:
@@ -83,7 +83,7 @@ def spec(names: Sequence[str], shape: Sequence[int], mesh: Any) -> PartitionSpec
         axes = (axes,) if isinstance(axes, str) else axes
         return size % int(np.prod([mesh.shape[axis] for axis in axes])) == 0
 
-    wanted = nn.logical_to_mesh_axes(names, RULES)
+    wanted = nn.logical_to_mesh_axes(names, RULES) or ()
     pairs = zip(wanted, shape, strict=True)
     return PartitionSpec(*(axes if axes and fits(axes, size) else None for axes, size in pairs))
 
@@ -99,7 +99,7 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
     return jax.tree.map(of, abstract_params, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
 
 
-def constrain(x: jax.Array, *names: str) -> jax.Array:
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Splits an activation as the table says over the mesh in use (`jax.set_mesh`), if any."""
     mesh = _automatic_mesh()
     if mesh is None:

@@ -62,7 +62,8 @@ def spread(
     Raises:
       RuntimeError: a process cannot start. Also what `work` raises, its traceback as a note.
     """
-    waiting, running = deque(tasks), {}
+    waiting = deque(tasks)
+    running: dict[connection.Connection, _Running] = {}
 
     def start() -> None:
         pipe, process = start_worker(work)
@@ -98,7 +99,8 @@ def spread(
         for _ in range(min(workers, len(waiting))):
             start()
         while running:
-            for pipe in connection.wait(list(running), _POLL):
+            ready: list[Any] = connection.wait(list(running), _POLL)
+            for pipe in ready:
                 state = running[pipe]
                 try:
                     message = pipe.recv()

@@ -13,13 +13,17 @@ Shape letters, used in every docstring and einsum:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
+Array: TypeAlias = jax.Array | np.ndarray
+"""Batches are numpy's until they are put on devices, and again once an answer is fetched."""
 
 PAD, CONTEXT, CHORUS, TARGET = -1, 0, 1, 2
 """Regions of a sequence (design: V,T are CONTEXT; U is CHORUS; Q,A are TARGET)."""
@@ -35,9 +39,9 @@ class Patches:
       picture: int32 [B, P], which picture of the row the patch is of: 1, 2, …; 0 is padding.
     """
 
-    pixels: jax.Array
-    position: jax.Array
-    picture: jax.Array
+    pixels: Array
+    position: Array
+    picture: Array
 
 
 @struct.dataclass
@@ -51,9 +55,9 @@ class Context:
       patches: the pictures, or None in a text-only bucket.
     """
 
-    tokens: jax.Array
-    position: jax.Array
-    region: jax.Array
+    tokens: Array
+    position: Array
+    region: Array
     patches: Patches | None = None
 
 
@@ -69,18 +73,18 @@ class Target:
       answer: int32 [B, A], that next token; -1 is padding.
     """
 
-    tokens: jax.Array
-    valid: jax.Array
-    answer_slot: jax.Array
-    answer: jax.Array
+    tokens: Array
+    valid: Array
+    answer_slot: Array
+    answer: Array
 
 
 @struct.dataclass
 class KV:
     """Keys (rotated) and values of every layer: [L, B, G, C, H] each."""
 
-    keys: jax.Array
-    values: jax.Array
+    keys: Array
+    values: Array
 
 
 @struct.dataclass
@@ -95,9 +99,9 @@ class Memory:
     """
 
     kv: KV
-    region: jax.Array
-    next_position: jax.Array
-    chorus: jax.Array
+    region: Array
+    next_position: Array
+    chorus: Array
 
     @property
     def num_chorus(self) -> int:
@@ -108,7 +112,9 @@ class Memory:
         k = jnp.broadcast_to(jnp.asarray(k), self.next_position.shape)
         slot = jnp.arange(self.region.shape[1]) - (self.region.shape[1] - self.num_chorus)
         region = jnp.where((slot[None] >= k[:, None]), PAD, self.region)
-        return self.replace(region=region, next_position=self.next_position - self.num_chorus + k)
+        return dataclasses.replace(
+            self, region=region, next_position=self.next_position - self.num_chorus + k
+        )
 
     def chorus_only(self, k: int | None = None, sinks: int = 0) -> Memory:
         """Drops the context's keys and values: the compressed memory of k chorus slots.
@@ -163,7 +169,7 @@ class Cache:
     """
 
     kv: KV
-    valid: jax.Array
+    valid: Array
     length: jax.Array
     count: jax.Array
 
@@ -185,7 +191,7 @@ class Batch:
 
     contexts: dict[str, Context]
     targets: dict[str, Target]
-    query_row: jax.Array
-    positive_hash: jax.Array
-    candidate_row: jax.Array
-    candidate_hash: jax.Array
+    query_row: Array
+    positive_hash: Array
+    candidate_row: Array
+    candidate_hash: Array

@@ -54,7 +54,7 @@ class _LazyHandler(type_handlers.NumpyHandler):
         async with self._turn:  # orbax starts all arrays at once; their pieces come one by one
             tspec["metadata"]["chunks"] = list(value.chunks())
             store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
-            written = None
+            written: Any = None
             for index in value.pieces():
                 piece = await asyncio.to_thread(value.read, index)
                 if written is not None:

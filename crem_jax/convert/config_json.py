@@ -145,7 +145,7 @@ def _from_hf(
     vision = dict(config["vision_config"])
     size = pre.get("size") or {}
     crem = config.get("crem") or {}
-    ids = {}
+    ids: dict[str, Any] = {}
     for values in (text, config, generation):
         ids |= {key: value for key, value in values.items() if value is not None}
     bos = _first(ids.get("bos_token_id"), 151643)
@@ -164,7 +164,7 @@ def _from_hf(
             num_kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
             mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))),
             rms_norm_eps=text.get("rms_norm_eps", 1e-5),
-            rope_theta=rope.get("rope_theta", text.get("rope_theta", 1_000_000.0)),
+            rope_theta=_get(1_000_000.0, (rope, "rope_theta"), (text, "rope_theta")),
             tie_embeddings=bool(tied or text.get("tie_word_embeddings", False)),
             max_positions=text.get("max_position_embeddings", 32_768),
         ),
@@ -172,10 +172,10 @@ def _from_hf(
             style=style,
             depth=vision["depth"],
             num_heads=vision["num_heads"],
-            patch_size=vision.get("patch_size", vision.get("spatial_patch_size", 14)),
+            patch_size=_get(14, (vision, "patch_size"), (vision, "spatial_patch_size")),
             merge_size=vision.get("spatial_merge_size", 2),
             temporal_patch_size=vision.get("temporal_patch_size", 2),
-            in_channels=vision.get("in_channels", vision.get("in_chans", 3)),
+            in_channels=_get(3, (vision, "in_channels"), (vision, "in_chans")),
             rope_theta=(vision.get("rope_parameters") or {}).get("rope_theta", 10_000.0),
             min_pixels=pre.get("min_pixels") or size.get("shortest_edge", defaults.min_pixels),
             max_pixels=pre.get("max_pixels") or size.get("longest_edge", defaults.max_pixels),
@@ -200,6 +200,11 @@ def _from_hf(
 def _expect(values: Mapping[str, Any], key: str, expected: Any) -> None:
     if values.get(key, expected) != expected:
         raise ConfigError(f"{key}={values[key]!r} is not implemented; expected {expected!r}")
+
+
+def _get(default: Any, *places: tuple[Mapping[str, Any], str]) -> Any:
+    """What the first place has that has any."""
+    return next((values[key] for values, key in places if key in values), default)
 
 
 def _first(value: Any, default: int) -> int:

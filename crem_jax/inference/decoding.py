@@ -104,6 +104,7 @@ def _choose(config: ModelConfig, params, hidden, sampling: Sampling, index) -> j
     never = [token for token in config.chorus_ids if token != config.eos_token_id]
     if never:
         logits = logits.at[:, jnp.asarray(never)].set(-jnp.inf)
+    assert sampling.seed is not None, "a batch draws by a seed of its own"
     key = jax.random.fold_in(jax.random.key(sampling.seed), index)
     return next_token(logits, key, jnp.asarray(sampling.temperature), jnp.asarray(sampling.top_p))
 

@@ -26,7 +26,7 @@ from crem_jax.inference.sampling import Sampling
 from crem_jax.inference.streaming import AnswerStream, answer_text
 from crem_jax.mesh import rows as by_rows
 from crem_jax.model import crem
-from crem_jax.types import Context, Memory
+from crem_jax.types import Array, Context, Memory
 
 
 class Runner:
@@ -182,7 +182,7 @@ class Runner:
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
-def _chorus_states(config: ModelConfig, params: crem.Params, context: Context) -> jax.Array:
+def _chorus_states(config: ModelConfig, params: crem.Params, context: Context) -> Array:
     return crem.compress(config, params, context).chorus
 
 

@@ -39,7 +39,7 @@ class DeviceSearch:
     def __init__(self, entries: Entries, devices: Sequence[jax.Device] | None = None):
         self._entries, self._mesh = entries, make_mesh(devices=devices or jax.local_devices())
         self._lock = threading.Lock()  # of what follows
-        self._loaded: dict[str, tuple[int, np.ndarray, DeviceVectors]] = {}
+        self._loaded: dict[str, tuple[int | None, np.ndarray, DeviceVectors]] = {}
 
     def search(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
         """The entries nearest to a float32 [D] query by cosine, best first.
@@ -67,14 +67,13 @@ class DeviceSearch:
         """The ids and vectors of the newest version."""
         with self._lock:
             version = self._entries.version()
-            known, ids, vectors = self._loaded.get(column, (None, None, None))
-            if version is None or known != version:
+            if version is None or column not in self._loaded or self._loaded[column][0] != version:
                 batches = list(self._entries.scan(["id", column]))
                 ids = np.concatenate([batch["id"] for batch in batches] or [np.zeros(0, object)])
                 stored = [batch[column] for batch in batches] or [np.zeros((0, 1), np.float16)]
                 vectors = DeviceVectors(np.concatenate(stored), self._mesh, "float16")
                 self._loaded[column] = version, ids, vectors
-            return ids, vectors
+            return self._loaded[column][1:]
 
 
 class DeviceVectors:
@@ -120,9 +119,9 @@ class DeviceVectors:
             raise CremError(f"recall = {recall} is not above 0 and at most 1")
         real = np.zeros(len(self._rows), bool)
         real[: self.count] = True if only is None else only
-        queries = jnp.asarray(queries, jnp.float32)
-        real = jax.device_put(real, self._by_rows)
-        scores, rows = _search(self._mesh, top, recall, self._rows, real, queries)
+        some = jnp.asarray(queries, jnp.float32)
+        mask = jax.device_put(real, self._by_rows)
+        scores, rows = _search(self._mesh, top, recall, self._rows, mask, some)
         return np.asarray(rows), np.asarray(scores)
 
 

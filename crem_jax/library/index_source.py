@@ -94,7 +94,7 @@ class IndexSource:
         # A record without an id is named after its place: the same from wherever that is seen.
         own = record.id if record.id != self.where(index) else os.path.basename(record.id)
         name = f"{self._prefix}{own}"
-        for shown_name in (name, *map(os.fspath, files)):
+        for shown_name in (name, *(os.fspath(file) for file in files)):
             try:
                 shown_name.encode()
             except UnicodeEncodeError as error:

@@ -137,10 +137,11 @@ class Library:
 
         if self.info.memory == "none":
             raise LibraryError("this library keeps no memories; index again with --memory bfloat16")
-        blobs = self._memories.get(ids)
-        for name, blob in zip(ids, blobs, strict=True):
+        blobs = []
+        for name, blob in zip(ids, self._memories.get(ids), strict=True):
             if blob is None:
                 raise UnknownIdError(f"the library has no {name!r}; `crem find` shows ids")
+            blobs.append(blob)
         return decode_memory(blobs, dtype, k)
 
     def ask(

@@ -32,7 +32,7 @@ def encode_memory(memory: Memory, encoding: str, k: int | None = None) -> list[b
     memory = memory.chorus_only(k)
     next_position = np.asarray(memory.next_position, np.int32)
     parts = {"keys": np.asarray(memory.kv.keys), "values": np.asarray(memory.kv.values)}
-    encoded = {}
+    encoded: dict[str, np.ndarray] = {}
     for name, value in parts.items():
         encoded |= _to_stored(name, value, encoding)
     blobs = []
@@ -61,12 +61,12 @@ def decode_memory(blobs: Sequence[bytes], dtype: str = "float32", k: int | None 
     if k is not None and not 1 <= k <= stored:
         raise LibraryError(f"k = {k} is not in 1..{stored}: so many chorus tokens are stored")
     target = jnp.dtype(dtype)
-    kv = {
-        name: np.stack([_from_stored(name, row, target) for row in rows], axis=1)
+    keys, values = (
+        np.stack([_from_stored(name, row, target) for row in rows], axis=1)
         for name in ("keys", "values")
-    }
+    )
     memory = Memory(
-        kv=KV(**kv),
+        kv=KV(keys, values),
         region=np.full((len(rows), stored), CHORUS, np.int32),
         next_position=np.concatenate([row["next_position"] for row in rows]),
         chorus=np.zeros((len(rows), stored, 0), np.float32),

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
 from crem_jax.model.kernels import cudnn, splash
 from crem_jax.model.mask import AttentionMask
+from crem_jax.types import Array
 
 Mask = AttentionMask | jax.Array
 """Who sees a segment: ids, or any mask bool [B, T or 1, C] (which splash attention cannot use)."""
 
-Segment = tuple[jax.Array, jax.Array, Mask]
+Segment = tuple[Array, Array, Mask]
 """(keys [B, G, C, H], values [B, G, C, H], who sees them)."""
 
 
@@ -50,10 +52,10 @@ def attend(q: jax.Array, segments: Sequence[Segment], how: str = "xla") -> jax.A
       [B, T, N, H] in q's dtype, as the output projection wants it.
     """
     if how == "splash":
-        return splash(q, segments)
+        return splash(q, cast(Sequence[tuple[Array, Array, AttentionMask]], segments))
     rows = q.shape[2]
-    segments = [(keys, values, as_mask(mask, rows)) for keys, values, mask in segments]
-    return cudnn(q, segments) if how == "cudnn" else _softmax(q, segments)
+    masked = [(keys, values, as_mask(mask, rows)) for keys, values, mask in segments]
+    return cudnn(q, masked) if how == "cudnn" else _softmax(q, masked)
 
 
 def as_mask(mask: Mask, rows: int) -> jax.Array:
@@ -61,7 +63,7 @@ def as_mask(mask: Mask, rows: int) -> jax.Array:
     return mask.visible(rows) if isinstance(mask, AttentionMask) else mask
 
 
-def _softmax(q: jax.Array, segments: Sequence[tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+def _softmax(q: jax.Array, segments: Sequence[tuple[Array, Array, jax.Array]]) -> jax.Array:
     batch, heads, rows, dim = q.shape
     groups = segments[0][0].shape[1]
     repeats = heads // groups

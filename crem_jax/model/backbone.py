@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from crem_jax.config import TextConfig
 from crem_jax.mesh import constrain
-from crem_jax.model.attention import Mask, as_mask, attend
-from crem_jax.model.layers import Dense, RMSNorm, SwiGLU
+from crem_jax.model.attention import Mask, Segment, as_mask, attend
+from crem_jax.model.layers import Dense, RMSNorm, SwiGLU, partitioned
 from crem_jax.model.rope import Rotation, rotate, text_rotation
 from crem_jax.model.vision import scanned
-from crem_jax.types import KV
+from crem_jax.types import KV, Array
 
 
 class Block(nn.Module):
@@ -39,7 +39,7 @@ class Block(nn.Module):
           buffer: own keys and values so far [B, G, C, H]; the new ones are written at `start`.
             None when x is the whole sequence.
           rotation: of the T slots.
-          memory_seen: which of the memory [B, T or 1, S], self_seen: which own slots [B, T, T or C]
+          memory_mask: which of the memory [B, T or 1, S], self_mask: which own slots [B, T, T or C]
             each row sees.
           start: int32 [].
 
@@ -62,6 +62,7 @@ class Block(nn.Module):
             values=project("v", cfg.num_kv_heads, "kv_heads").swapaxes(1, 2),
         )
         if buffer is not None:
+            assert start is not None, "a buffer is written from a slot on"
             own = jax.tree.map(
                 lambda b, new: jax.lax.dynamic_update_slice_in_dim(b, new, start, axis=2),
                 buffer,
@@ -69,8 +70,9 @@ class Block(nn.Module):
             )
         # A cache has more columns than rows, and no kernel gains anything on one row.
         how = self.attention if buffer is None else "xla"
-        segments = [(own.keys, own.values, self_mask)]
+        segments: list[Segment] = [(own.keys, own.values, self_mask)]
         if memory is not None:
+            assert memory_mask is not None, "a memory comes with its mask"
             segments.insert(0, (memory.keys, memory.values, memory_mask))
         scale = 0.5 / cfg.num_layers
         x = x + Dense(
@@ -100,7 +102,7 @@ class Backbone(nn.Module):
     def setup(self):
         cfg = self.config
         std = cfg.hidden_size**-0.5  # Tied logits start at unit scale.
-        init = nn.with_logical_partitioning(nn.initializers.normal(std), ("vocab", "embed"))
+        init = partitioned(nn.initializers.normal(std), ("vocab", "embed"))
         self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.hidden_size))
         if not cfg.tie_embeddings:
             self.head = self.param("head", init, (cfg.vocab_size, cfg.hidden_size))
@@ -111,7 +113,7 @@ class Backbone(nn.Module):
         )
         self.norm = RMSNorm(cfg.rms_norm_eps)
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
+    def embed(self, tokens: Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
         x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
         return constrain(x, "batch", "length", "embed")
@@ -119,7 +121,7 @@ class Backbone(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        position: jax.Array,
+        position: Array,
         self_mask: Mask,
         memory: KV | None = None,
         memory_mask: Mask | None = None,
@@ -130,8 +132,8 @@ class Backbone(nn.Module):
 
         Args:
           x: [B, T, D] embeddings. position: int32 [B, T, 3].
-          self_seen: which own slots [B, T, T] each row sees, or [B, T, C] with a buffer of C slots.
-          memory: stacked [L, B, G, S, H]; memory_seen: which of it [B, T or 1, S].
+          self_mask: which own slots [B, T, T] each row sees, or [B, T, C] with a buffer of C slots.
+          memory: stacked [L, B, G, S, H]; memory_mask: which of it [B, T or 1, S].
           buffer: stacked [L, B, G, C, H], written at slot `start`.
 
         Returns:
@@ -141,7 +143,7 @@ class Backbone(nn.Module):
         rotation = text_rotation(position, cfg.head_dim, cfg.rope_theta, cfg.mrope_section)
         if self.attention != "splash" or buffer is not None:  # one mask for all layers
             self_mask = as_mask(self_mask, x.shape[1])
-            memory_mask = None if memory is None else as_mask(memory_mask, x.shape[1])
+            memory_mask = None if memory_mask is None else as_mask(memory_mask, x.shape[1])
         x, kv = self.layers(x, memory, buffer, rotation, memory_mask, self_mask, start)
         return self.norm(x), kv
 

@@ -8,6 +8,7 @@ from the memory, and stop in every layer to be compared with all keys.
 from __future__ import annotations
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from crem_jax.model.crem import Params
 from crem_jax.model.layers import Dense, RMSNorm
 from crem_jax.model.mask import context_mask
 from crem_jax.model.rope import rotate, text_rotation
-from crem_jax.types import KV, Context, Memory
+from crem_jax.types import KV, Array, Context, Memory
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -58,11 +59,11 @@ def chorus_attention(
     return jax.lax.scan(layer, x, (params["backbone"]["layers"], memory.kv))[1]
 
 
-def _scores(cfg, params: Params, x: jax.Array, turn, keys: jax.Array) -> jax.Array:
+def _scores(cfg, params: Params, x: jax.Array, turn, keys: Array) -> jax.Array:
     """Scaled products of one layer's queries with its keys, float32 [B, N, K, S]."""
     y = RMSNorm(cfg.rms_norm_eps).apply({"params": params["attention_norm"]}, x)
     dense = Dense((cfg.num_heads, cfg.head_dim), ("embed", "heads", "head_dim"), dtype=x.dtype)
-    q = rotate(dense.apply({"params": params["q"]}, y), turn)
+    q = rotate(cast(jax.Array, dense.apply({"params": params["q"]}, y)), turn)
     keys = jnp.repeat(keys, cfg.num_heads // cfg.num_kv_heads, axis=1)
     q = q * cfg.head_dim**-0.5
     return jnp.einsum("BKNH,BNSH->BNKS", q, keys, preferred_element_type=jnp.float32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from crem_jax.model.backbone import Backbone
 from crem_jax.model.mask import context_mask
 from crem_jax.model.vision import VisionTower
-from crem_jax.types import Context, Memory
+from crem_jax.types import Array, Context, Memory
 
 
 class Compressor(nn.Module):
@@ -34,8 +34,8 @@ class Compressor(nn.Module):
             x = self._insert(x, context.tokens, vision)
         slots = context.tokens.shape[1]
         if self.has_variable("params", "chorus_delta"):
-            delta = self.get_variable("params", "chorus_delta").astype(x.dtype)
-            x = x.at[:, slots - self.num_chorus :].add(delta)
+            delta: jax.Array = self.get_variable("params", "chorus_delta")
+            x = x.at[:, slots - self.num_chorus :].add(delta.astype(x.dtype))
         hidden, kv = self.backbone(x, context.position, context_mask(context.region))
         return Memory(
             kv=kv,
@@ -44,7 +44,7 @@ class Compressor(nn.Module):
             chorus=hidden[:, slots - self.num_chorus :].astype(jnp.float32),
         )
 
-    def _insert(self, x: jax.Array, tokens: jax.Array, vision: jax.Array) -> jax.Array:
+    def _insert(self, x: jax.Array, tokens: Array, vision: Array) -> jax.Array:
         """Puts the row's n-th vision token in the place of its n-th image token."""
         is_image = tokens == self.image_token_id
         nth = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, vision.shape[1] - 1)

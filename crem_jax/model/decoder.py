@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from crem_jax.model.backbone import Backbone
 from crem_jax.model.mask import memory_mask, target_mask
-from crem_jax.types import KV, Cache, Memory, Target
+from crem_jax.types import KV, Array, Cache, Memory, Target
 
 
 class Decoder(nn.Module):
@@ -67,5 +67,5 @@ def empty_cache(memory: Memory, slots: int) -> Cache:
     )
 
 
-def _write(valid: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+def _write(valid: Array, new: Array, start: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(valid, new, start, axis=1)

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from crem_jax.mesh import by_rows_and_heads
 from crem_jax.model.mask import HIDDEN, UNSEEN, AttentionMask
+from crem_jax.types import Array
 
 LANES = 128
 LARGEST_BLOCK = 512
 
 
-def splash(
-    q: jax.Array, segments: Sequence[tuple[jax.Array, jax.Array, AttentionMask]]
-) -> jax.Array:
+def splash(q: jax.Array, segments: Sequence[tuple[Array, Array, AttentionMask]]) -> jax.Array:
     """See `attention.attend`. Off TPU the kernel is interpreted: exact, and only for tests."""
     batch, _, rows, dim = q.shape
     own = segments[-1][2]
@@ -36,8 +36,8 @@ def splash(
     q = _pad(q * dim**-0.5, 2)
     ids = _pad(jnp.broadcast_to(own.rows, (batch, rows)), 1, fill=UNSEEN)
     run = functools.partial(_splash, causal=own.causal, offset=offset, interpret=_interpreted())
-    joined = (jnp.concatenate(x, axis=-2) for x in (keys, values))
-    out = by_rows_and_heads(run, q, *joined, ids, jnp.concatenate(columns, axis=1))
+    k, v = (jnp.concatenate(x, axis=-2) for x in (keys, values))
+    out = by_rows_and_heads(run, q, k, v, ids, jnp.concatenate(columns, axis=1))
     return out[:, :, :rows].swapaxes(1, 2)
 
 
@@ -68,8 +68,8 @@ def _splash(q, k, v, rows, columns, *, causal: bool, offset: int, interpret: boo
 
 def cudnn(
     q: jax.Array,
-    segments: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
-    implementation: str = "cudnn",
+    segments: Sequence[tuple[Array, Array, jax.Array]],
+    implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> jax.Array:
     """See `attention.attend`; 16-bit. Masks reach the kernel as a bias [B, 1, T, C]."""
     rows = q.shape[2]
@@ -86,10 +86,10 @@ def cudnn(
     return out[:, :rows]
 
 
-def _pad(x: jax.Array, *axes: int, to: int = LANES, fill=0) -> jax.Array:
+def _pad(x: Array, *axes: int, to: int = LANES, fill=0) -> jax.Array:
     """Pads axes at their end to multiples of `to`."""
     widths = [(0, -size % to if axis in axes else 0) for axis, size in enumerate(x.shape)]
-    return jnp.pad(x, widths, constant_values=fill) if any(b for _, b in widths) else x
+    return jnp.pad(x, widths, constant_values=fill) if any(b for _, b in widths) else jnp.asarray(x)
 
 
 def _block(length: int) -> int:

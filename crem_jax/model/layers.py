@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -64,9 +65,7 @@ class Dense(nn.Module):
             in_axis=tuple(range(self.contract)),
             out_axis=tuple(range(self.contract, self.contract + len(features))),
         )
-        kernel = self.param(
-            "kernel", nn.with_logical_partitioning(init, tuple(self.axes)), inner + features
-        )
+        kernel = self.param("kernel", partitioned(init, tuple(self.axes)), inner + features)
         rows, size = x.shape[: -self.contract], math.prod(inner)
         x = x.astype(self.dtype).reshape(-1, size)
         y = matmul(x, kernel.astype(self.dtype).reshape(size, -1))
@@ -74,15 +73,23 @@ class Dense(nn.Module):
         if self.has_variable("params", "kernel_scale"):
             y = (y * self.get_variable("params", "kernel_scale")).astype(self.dtype)
         if self.has_variable("params", "lora_a"):
-            a = self.get_variable("params", "lora_a").astype(self.dtype)
-            b = self.get_variable("params", "lora_b").astype(self.dtype)
+            a: jax.Array = self.get_variable("params", "lora_a").astype(self.dtype)
+            b: jax.Array = self.get_variable("params", "lora_b").astype(self.dtype)
             more = matmul(matmul(x, a.reshape(size, -1)), b.reshape(b.shape[0], -1))
             y = y + more.reshape(y.shape)
         if self.use_bias:
             names = tuple(self.axes[self.contract :])
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), names)
+            zeros = partitioned(nn.initializers.zeros_init(), names)
             y = y + self.param("bias", zeros, features).astype(self.dtype)
         return y
+
+
+def partitioned(init: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    """An initialiser whose parameter has the logical names of its axes.
+
+    flax types it as the box that names them; a module sees the array in it.
+    """
+    return nn.with_logical_partitioning(init, names)
 
 
 class RMSNorm(nn.Module):
@@ -93,7 +100,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
+        ones = partitioned(nn.initializers.ones_init(), (self.axis,))
         scale = self.param("scale", ones, (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
@@ -107,8 +114,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones_init(), ("vision_embed",))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("vision_embed",))
+        ones = partitioned(nn.initializers.ones_init(), ("vision_embed",))
+        zeros = partitioned(nn.initializers.zeros_init(), ("vision_embed",))
         scale = self.param("scale", ones, (x.shape[-1],))
         bias = self.param("bias", zeros, (x.shape[-1],))
         y = x.astype(jnp.float32)

@@ -45,7 +45,8 @@ def add_adapters(config: ModelConfig, params: Any, key: jax.Array) -> dict[str, 
     """
     leaves = trees.flatten(params)
     kernels = [path for path in leaves if path.endswith("/kernel")]
-    added = {}
+    assert config.lora is not None
+    added: dict[str, Any] = {}
     for target in config.lora.targets:
         chosen = [path for path in kernels if re.fullmatch(target, path)]
         if not chosen:

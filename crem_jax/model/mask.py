@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from crem_jax.types import CHORUS, CONTEXT, PAD
+from crem_jax.types import CHORUS, CONTEXT, PAD, Array
 
 SEEN, UNSEEN, HIDDEN = 1, 0, -1
 """Ids of slots. Padding (UNSEEN) sees padding alone, so no row is blind; nothing sees HIDDEN."""
@@ -41,8 +41,8 @@ class AttentionMask:
       causal: row i sees column j only if j <= start + i.
     """
 
-    rows: jax.Array
-    columns: jax.Array
+    rows: Array
+    columns: Array
     start: jax.Array | int = 0
     causal: bool = struct.field(pytree_node=False, default=False)
 
@@ -55,24 +55,24 @@ class AttentionMask:
         return same & (column[None, :] <= row[:, None])
 
 
-def context_mask(region: jax.Array) -> AttentionMask:
+def context_mask(region: Array) -> AttentionMask:
     """Of the context on itself. region: int32 [B, S]."""
     ids = jnp.where(region == PAD, UNSEEN, SEEN)
     return AttentionMask(ids, ids, causal=True)
 
 
-def memory_mask(region: jax.Array, z: jax.Array) -> AttentionMask:
+def memory_mask(region: Array, z: Array) -> AttentionMask:
     """Of the target on its memory. region: int32 [B, S]; z: bool [B], True where compressed."""
     seen = (region == CHORUS) | ((region == CONTEXT) & ~z[:, None])
     columns = jnp.where(seen, SEEN, HIDDEN)
     return AttentionMask(jnp.full((len(region), 1), SEEN), columns)
 
 
-def target_mask(valid: jax.Array, columns: jax.Array, start: jax.Array | int = 0) -> AttentionMask:
+def target_mask(valid: Array, columns: Array, start: jax.Array | int = 0) -> AttentionMask:
     """Of the target on itself. valid: bool [B, T] rows; columns: bool [B, C], from `start` on."""
     return AttentionMask(valid.astype(jnp.int32), columns.astype(jnp.int32), start, causal=True)
 
 
-def segment_mask(segment: jax.Array) -> AttentionMask:
+def segment_mask(segment: Array) -> AttentionMask:
     """Of patches on their own segment (picture or window). segment: int32 [B, P]; 0 is padding."""
     return AttentionMask(segment, segment)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crem_jax.types import Array
+
 _SMALLEST_NORM = 1e-12
 
 
@@ -31,7 +33,7 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 
 
 def pool_traced(
-    states: jax.Array, k: int | jax.Array | None = None, dim: int | jax.Array | None = None
+    states: Array, k: int | jax.Array | None = None, dim: int | jax.Array | None = None
 ) -> jax.Array:
     """`pool` within a compiled function, where k and dim may be traced.
 

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crem_jax.types import Array
+
 Rotation = tuple[jax.Array, jax.Array]
 """Cosines and sines, float32 [B, T, 1, H] each: computed once, used by every layer."""
 
 
-def text_rotation(position: jax.Array, dim: int, theta: float, section: Sequence[int]) -> Rotation:
+def text_rotation(position: Array, dim: int, theta: float, section: Sequence[int]) -> Rotation:
     """M-RoPE (Qwen2-VL section 2.1). position: int32 [B, T, 3].
 
     The H/2 frequencies are split into `section`; the parts turn with time, height and width.
@@ -21,7 +23,7 @@ def text_rotation(position: jax.Array, dim: int, theta: float, section: Sequence
     return _turn(position[..., axis].astype(jnp.float32) * _frequencies(dim, theta))
 
 
-def vision_rotation(position: jax.Array, dim: int, theta: float) -> Rotation:
+def vision_rotation(position: Array, dim: int, theta: float) -> Rotation:
     """Half the frequencies turn with the patch row, half with its column.
 
     position: int32 [B, P, 2].
@@ -45,7 +47,7 @@ def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     return (x * cos + swapped * sin).astype(dtype)
 
 
-def _turn(angles: jax.Array) -> Rotation:
+def _turn(angles: Array) -> Rotation:
     angles = jnp.concatenate([angles, angles], axis=-1)
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 

@@ -10,7 +10,7 @@ import numpy as np
 from crem_jax.config import VisionConfig
 from crem_jax.mesh import constrain
 from crem_jax.model.attention import attend
-from crem_jax.model.layers import Dense, LayerNorm, RMSNorm, SwiGLU
+from crem_jax.model.layers import Dense, LayerNorm, RMSNorm, SwiGLU, partitioned
 from crem_jax.model.mask import segment_mask
 from crem_jax.model.rope import Rotation, rotate, vision_rotation
 from crem_jax.types import Patches
@@ -117,16 +117,15 @@ class VisionTower(nn.Module):
             1.0 / cfg.temporal_patch_size, "fan_in", "truncated_normal", in_axis=(0, 1, 2)
         )
         names = ("channels", "time", "pixels", "vision_embed")
-        kernel = self.param("patch_kernel", nn.with_logical_partitioning(init, names), shape)
+        kernel = self.param("patch_kernel", partitioned(init, names), shape)
         kernel = jnp.sum(kernel, axis=1).reshape(cfg.patch_values, cfg.embed_dim)
         x = x.astype(self.dtype) @ kernel.astype(self.dtype)
 
         rotation = vision_rotation(patches.position, cfg.head_dim, cfg.rope_theta)
         # One compiled block serves windowed and full layers: they differ in these ids alone.
-        segment, axis = patches.picture, nn.broadcast
-        if cfg.window_size:
-            segment, axis = layer_segments(cfg, patches), 0
-        in_axes = (nn.broadcast, axis)
+        windowed = bool(cfg.window_size)
+        segment = layer_segments(cfg, patches) if windowed else patches.picture
+        in_axes = (nn.broadcast, 0 if windowed else nn.broadcast)
         x, _ = scanned(VisionBlock, cfg.depth, self.remat, self.unroll, in_axes)(
             cfg, self.dtype, self.attention, name="blocks"
         )(x, rotation, segment)

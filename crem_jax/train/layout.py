@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -19,13 +20,14 @@ from crem_jax.model import crem, lora
 from crem_jax.train.objective.info_nce import Metrics
 from crem_jax.train.objective.step import TrainState, init_params, init_state, state_of, train_step
 from crem_jax.train.setup import Objective
-from crem_jax.types import Batch
+from crem_jax.types import Array, Batch
 
 
 def mesh_shape(shape: Sequence[int], devices: int) -> tuple[int, int, int]:
     """One -1 is replaced by what is left of the devices."""
     fixed = int(np.prod([size for size in shape if size != -1]))
-    return tuple(devices // fixed if size == -1 else size for size in shape)
+    data, fsdp, tensor = (devices // fixed if size == -1 else size for size in shape)
+    return data, fsdp, tensor
 
 
 def check_rows(spec: BatchSpec, mesh: Mesh) -> None:
@@ -112,7 +114,7 @@ def state_shardings(state: TrainState, boxed_params: Any, mesh: Mesh) -> TrainSt
         return named[found] if found and shapes[found] == leaf.shape else whole
 
     opt_state = jax.tree_util.tree_map_with_path(of, state.opt_state)
-    return TrainState(whole, by_param, opt_state)
+    return TrainState(cast(Any, whole), by_param, opt_state)
 
 
 def jit_step(
@@ -145,11 +147,12 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
     rows = [len(context.tokens) for _, context in sorted(batch.contexts.items())]
     physical = physical_rows(tuple(rows), owners)
 
-    def numbers(row: np.ndarray) -> np.ndarray:
+    def numbers(row: Array) -> np.ndarray:
+        row = np.asarray(row)
         return np.where(row >= 0, physical[np.maximum(row, 0)], row).astype(np.int32)
 
-    batch = batch.replace(
-        query_row=numbers(batch.query_row), candidate_row=numbers(batch.candidate_row)
+    batch = dataclasses.replace(
+        batch, query_row=numbers(batch.query_row), candidate_row=numbers(batch.candidate_row)
     )
     own = np.flatnonzero(np.asarray(owners) == jax.process_index())
 
@@ -158,8 +161,8 @@ def put(batch: Batch, mesh: Mesh) -> Batch:
         size = len(x) // len(own)
         starts = {int(chunk) * size: i * size for i, chunk in enumerate(own)}
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            first = starts[index[0].start or 0]
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            first = starts[index[0].start or 0 if index else 0]
             return x[first : first + size]
 
         return jax.make_array_from_callback((size * len(owners), *x.shape[1:]), by_row, part)

@@ -102,7 +102,7 @@ class Batcher:
         """
         slots = answers = 0
         if talk is not None:
-            slots, answers = len(talk.tokens), np.count_nonzero(talk.label >= 0)
+            slots, answers = len(talk.tokens), int(np.count_nonzero(talk.label >= 0))
         best = None
         for name in self.names:
             bucket = self.spec.buckets[name]

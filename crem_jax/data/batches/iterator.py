@@ -51,13 +51,15 @@ class BatchIterator(grain.DatasetIterator):
         self._log = Path(log) if log is not None else None
         self._made: grain.DatasetIterator | None = None
         self._sums: collections.Counter = collections.Counter()
+        self._carried: list[SampleRef] = []
         self._restart(dict(step=first, carried=[], seen=0, skipped=0))
 
     def __next__(self) -> Batch:
         batch, packed = next(self._source())
         packer = BatchPacker(self.stream.batcher, batch, packed.usage)
         skipped = list(packed.skipped)
-        self._carried, waiting = [], [*self._carried]
+        waiting = self._carried
+        self._carried = []
         carried = []
         for ref in waiting:
             sample = self._place(packer, ref, skipped)
@@ -141,6 +143,7 @@ class BatchIterator(grain.DatasetIterator):
     def _place(self, packer: BatchPacker, ref: SampleRef, skipped: list[Skip]):
         """Gives a carried record a row, or carries it on."""
         record = sample = None
+        result: CremError | bool | None
         try:
             record = self.stream.record(ref)
             sample = self.stream.batcher.sample(record)
@@ -150,7 +153,7 @@ class BatchIterator(grain.DatasetIterator):
             result = packer.add([sample])[0]
         if result is None:
             self._carried.append(ref)
-        elif result is not True:
+        elif isinstance(result, Exception):
             skipped.append(self.stream.skip(ref, result, record))
         return sample if result is True else None
 

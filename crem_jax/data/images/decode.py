@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from crem_jax.data.images.work import Data, TooMuchWork, check_exif, check_work
 from crem_jax.data.records import Picture
@@ -58,14 +58,15 @@ def peek(
     if isinstance(picture, np.ndarray):
         if picture.ndim not in (2, 3):
             raise PictureError(f"{name}: is not a picture; expected [H, W, 3], [H, W, 4] or [H, W]")
-        size = picture.shape[:2]
+        size = picture.shape[0], picture.shape[1]
     else:
         if not isinstance(picture, Image.Image):
             picture = _open_encoded(picture, name, max_pixels, formats)
             picture.filename = name
         # Pillow gives the upright size of a TIFF, and the stored one of all other formats.
         turned = picture.format != "TIFF" and _orientation(picture, header=True) in _SIDEWAYS
-        size = picture.size if turned else picture.size[::-1]
+        width, height = picture.size[::-1] if turned else picture.size
+        size = height, width
     _check_size(*size, name, max_pixels)
     return picture, size
 
@@ -132,7 +133,7 @@ def _open_encoded(
     name: str,
     max_pixels: int,
     formats: Sequence[str] | None = None,
-) -> Image.Image:
+) -> ImageFile.ImageFile:
     """The lazily decoded image of a path or of encoded bytes that is not too much work."""
     if isinstance(picture, bytes):
         if not picture:
@@ -153,7 +154,7 @@ def _open_encoded(
     with _decoding(name, formats):
         with _encoded(source) as data:
             check_work(data, max_pixels)
-        return Image.open(source, formats=formats)
+        return Image.open(source, formats=None if formats is None else tuple(formats))
 
 
 @contextlib.contextmanager

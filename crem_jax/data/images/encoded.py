@@ -27,13 +27,14 @@ def file_bytes(picture: Picture, max_pixels: int | None = None) -> bytes:
       PictureError: it cannot be used.
     """
     image = open_picture(picture)  # decodes it whole
-    small = max_pixels is None or image.width * image.height <= max_pixels
+    pixels = image.width * image.height
+    small = max_pixels is None or pixels <= max_pixels
     if small and isinstance(picture, bytes):
         return picture
     if small and isinstance(picture, str | os.PathLike):
         return Path(picture).read_bytes()
-    if not small:
-        shrink = math.sqrt(max_pixels / (image.width * image.height))
+    if max_pixels is not None and pixels > max_pixels:
+        shrink = math.sqrt(max_pixels / pixels)
         size = [max(1, math.floor(side * shrink)) for side in image.size]
         image = image.resize(size, Image.Resampling.BICUBIC)
     out = io.BytesIO()

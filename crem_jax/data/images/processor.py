@@ -89,11 +89,11 @@ class ImageProcessor:
         vision = self.vision
         unit = vision.patch_size * vision.merge_size
         size = grid[0] * unit, grid[1] * unit
-        ready = isinstance(picture, np.ndarray) and picture.dtype == np.uint8
-        if not ready or picture.shape != (*size, 3):
+        pixels = picture if isinstance(picture, np.ndarray) else None
+        if pixels is None or pixels.dtype != np.uint8 or pixels.shape != (*size, 3):
             image = open_picture(picture, near=size if self.fast_jpeg else None)
-            picture = resize(image, *size, fast=self.fast_resize)
-        return patchify(picture, vision.patch_size, vision.merge_size)
+            pixels = resize(image, *size, fast=self.fast_resize)
+        return patchify(pixels, vision.patch_size, vision.merge_size)
 
     def cut(self, picture: Picture, size: tuple[int, int]) -> PatchedPicture:
         """A picture of a known upright (height, width), as `peek` gives them, on its own grid."""

@@ -77,7 +77,7 @@ def write_context(context: Context, i: int, row: ContextRow, config: ModelConfig
     """
     chorus, n, p = config.num_chorus, len(row.tokens), len(row.picture)
     slots = context.tokens.shape[1]
-    patches = context.patches.picture.shape[1] if context.patches is not None else 0
+    patches = 0 if context.patches is None else context.patches.picture.shape[1]
     if n + chorus > slots or p > patches:
         raise ValueError(
             f"a context of {n} tokens + {chorus} chorus tokens and {p} patches does not fit a "
@@ -89,7 +89,7 @@ def write_context(context: Context, i: int, row: ContextRow, config: ModelConfig
         context.tokens[i, -chorus:] = config.chorus_ids
         context.position[i, -chorus:] = text_positions(row.position.max() + 1, chorus)
         context.region[i, -chorus:] = CHORUS
-    if p:
+    if context.patches is not None:
         context.patches.pixels[i, :p] = row.pixels
         context.patches.position[i, :p] = row.patch_position
         context.patches.picture[i, :p] = row.picture

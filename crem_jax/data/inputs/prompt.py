@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -132,22 +131,22 @@ class Prompter:
         Raises:
           PictureError: a picture that cannot be opened.
         """
-        item = item or _NOTHING
+        text, images = ("", ()) if item is None else (item.text, item.images)
         # One piece with what precedes it, as a tokenizer may join line breaks.
-        opening = self.user_tokens("user\n" if item.images else f"user\n{item.text}")
-        peeked = [self.images.peek(image) for image in item.images]
+        opening = self.user_tokens("user\n" if images else f"user\n{text}")
+        peeked = [self.images.peek(image) for image in images]
         sizes = tuple(size for _, size in peeked)
         grids = tuple(self.images.grid(*size) for size in sizes)
         head = (*self._head, *opening)
-        text = self.user_tokens(item.text) if item.images else ()
+        words = self.user_tokens(text) if images else ()
         return Draft(
             head=head,
-            text=text,
+            text=words,
             pictures=tuple(picture for picture, _ in peeked),
             sizes=sizes,
             grids=grids,
             visual=sum(rows * columns for rows, columns in grids),
-            fixed=len(head) + 2 * len(grids) + len(text),
+            fixed=len(head) + 2 * len(grids) + len(words),
         )
 
     def check(self, item: Item | None) -> Draft:
@@ -195,8 +194,8 @@ class Prompter:
             tokens.extend([cfg.image_token_id] * (rows * columns))
             tokens.append(cfg.vision_end_token_id)
             positions.append(text_positions(start, 1))
-            grid = np.indices((1, rows, columns)).reshape(3, -1).T
-            positions.append((grid + start + 1).astype(np.int32))
+            places = np.indices((1, rows, columns)).reshape(3, -1).T
+            positions.append((places + start + 1).astype(np.int32))
             start += 1 + max(rows, columns)
             positions.append(text_positions(start, 1))
             start += 1
@@ -265,9 +264,6 @@ class Prompter:
                 f"positions. It begins {item.text[:40]!r}"
             )
         return row, question
-
-
-_NOTHING = SimpleNamespace(text="", images=())
 
 
 def _stack(parts: list[np.ndarray], empty: tuple[int, ...], dtype) -> np.ndarray:

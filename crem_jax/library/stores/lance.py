@@ -232,7 +232,8 @@ class LanceMemories:
 
     def _get(self, ids: Sequence[str]) -> list[bytes | None]:
         # Row ids are of one version, and other threads move `_table` on.
-        table, found = tables.open_table(self._db, MEMORIES), {}
+        table = tables.open_table(self._db, MEMORIES)
+        found: dict[str, bytes] = {}
         for where in tables.in_lists("id", ids):
             with tables.storing(table.uri):
                 rows = table.search().where(where).select(["id"]).with_row_id(True).to_arrow()

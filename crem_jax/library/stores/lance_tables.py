@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +51,7 @@ def index_columns(table: Any, columns: Sequence[str]) -> None:
         known = {column for index in table.list_indices() for column in index.columns}
     for column in columns:
         if column not in known:
-            _retrying(table, lambda column=column: table.create_index(column, config=BTree()))
+            _retrying(table, functools.partial(table.create_index, column, config=BTree()))
 
 
 def merge(table: Any, rows: pa.Table) -> None:
@@ -66,7 +67,7 @@ def merge(table: Any, rows: pa.Table) -> None:
 def delete(table: Any, ids: Sequence[str]) -> None:
     """Removes rows; unknown ids are no error."""
     for where in in_lists("id", ids):
-        _retrying(table, lambda where=where: table.delete(where))
+        _retrying(table, functools.partial(table.delete, where))
 
 
 def _retrying(table: Any, write: Callable[[], Any]) -> None:

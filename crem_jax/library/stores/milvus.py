@@ -177,7 +177,9 @@ class MilvusEntries:
         if len(ids) < 2:
             return {"search": "Milvus", "recall": {}}
         chosen = np.random.default_rng(1).choice(ids, min(queries, len(ids)), replace=False)
-        vectors = np.stack([entry.vectors for entry in self.get(chosen.tolist())])
+        vectors = np.stack(
+            [entry.vectors for entry in self.get(chosen.tolist()) if entry is not None]
+        )
         shares = {
             k: self._recall(k, chosen, vectors[:, row].astype(np.float32), top)
             for row, k in enumerate(self._info.prefixes)

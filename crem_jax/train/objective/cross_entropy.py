@@ -15,6 +15,7 @@ import numpy as np
 
 from crem_jax.mesh import constrain
 from crem_jax.train.objective.chunks import equal_parts, part
+from crem_jax.types import Array
 
 
 @flax.struct.dataclass
@@ -28,7 +29,7 @@ class Tokens:
     right: jax.Array
 
 
-def plain(logits: jax.Array, answer: jax.Array) -> Tokens:
+def plain(logits: jax.Array, answer: Array) -> Tokens:
     """logits: float32 [B, A, V]. answer: int32 [B, A], -1 is padding."""
     picked = jnp.take_along_axis(logits, jnp.maximum(answer, 0)[..., None], axis=-1)[..., 0]
     log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -36,7 +37,7 @@ def plain(logits: jax.Array, answer: jax.Array) -> Tokens:
     return _on_answers(answer, log_z - picked, log_z, right)
 
 
-def chunked(hidden: jax.Array, head: jax.Array, answer: jax.Array, rows: int) -> Tokens:
+def chunked(hidden: jax.Array, head: jax.Array, answer: Array, rows: int) -> Tokens:
     """What `plain` says of the logits hidden · headᵀ, which never exist as a whole.
 
     Args:

@@ -56,8 +56,10 @@ def loss_and_gradient(
     """
     parts = {name: _parts(name, batch, loss) for name in sorted(batch.contexts)}
     randomness = joint_loss.draw(batch, key, model, loss)
-    total, metrics = jnp.float32(0), {}
-    seeds, image_tokens, by_temperature = {}, {}, None
+    total: jax.Array = jnp.float32(0)
+    metrics: Metrics = {}
+    seeds: dict[str, jax.Array] = {}
+    image_tokens, by_temperature = {}, None
     if loss.retrieval:
         params = trees.merge(trained, frozen)
         chorus = {}
@@ -71,7 +73,8 @@ def loss_and_gradient(
         (total, metrics), (by_temperature, seeds) = jax.value_and_grad(
             over_the_batch, (0, 1), has_aux=True
         )(joint_loss.log_temperature(params), chorus)
-    weights, rows = joint_loss.generation_weights(batch, loss), {}
+    weights = joint_loss.generation_weights(batch, loss)
+    rows: dict[str, dict[str, Any]] = {}
     for name in parts:
         has_answers = loss.generation and name in batch.targets
         if not has_answers and name not in seeds:

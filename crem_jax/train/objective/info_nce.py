@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from crem_jax.mesh import constrain
 from crem_jax.train.objective.chunks import equal_parts, part
+from crem_jax.types import Array
 
 Metrics = dict[str, jax.Array]
 
@@ -14,7 +15,7 @@ CANDIDATES_AT_ONCE = 4096
 """Columns of scores that exist at a time: [Q, 4096] however large the batch."""
 
 
-def positives(positive_hash: jax.Array, candidate_hash: jax.Array) -> jax.Array:
+def positives(positive_hash: Array, candidate_hash: Array) -> jax.Array:
     """Which candidates answer which query, by content: duplicates of a positive are positives too.
 
     Args:
@@ -31,10 +32,10 @@ def positives(positive_hash: jax.Array, candidate_hash: jax.Array) -> jax.Array:
 def info_nce(
     queries: jax.Array,
     candidates: jax.Array,
-    positive_hash: jax.Array,
-    candidate_hash: jax.Array,
-    query_valid: jax.Array,
-    candidate_valid: jax.Array,
+    positive_hash: Array,
+    candidate_hash: Array,
+    query_valid: Array,
+    candidate_valid: Array,
     temperature: jax.Array | float,
     symmetric: bool = False,
     at_once: int = CANDIDATES_AT_ONCE,

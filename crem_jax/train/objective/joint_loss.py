@@ -14,7 +14,7 @@ from crem_jax.model import crem
 from crem_jax.model.pooling import pool_traced
 from crem_jax.train.objective import cross_entropy
 from crem_jax.train.objective.info_nce import Metrics, info_nce
-from crem_jax.types import Batch, Target
+from crem_jax.types import Array, Batch, Target
 
 ELASTIC_K = ("uniform", "halves", "short")
 """Distributions of the truncated chorus' length over 1..K: all alike; K, K/2, K/4, … 1 alike; and
@@ -98,7 +98,8 @@ class StepRandomness:
       k, dim: int32 [], of the truncated embedding; None if there is none, it is not truncated, or
         every k is wanted.
       z: bucket -> bool [B], which samples are compressed.
-      kept: bucket -> int32 [B], chorus tokens the decoder sees; empty if never truncated.
+      num_visible_chorus: bucket -> int32 [B], chorus tokens the decoder sees; empty if never
+        truncated.
     """
 
     k: jax.Array | None
@@ -128,9 +129,9 @@ def draw(batch: Batch, key: jax.Array, model: ModelConfig, loss: LossConfig) -> 
         if loss.elastic:
             random_key, chosen_key = jax.random.split(jax.random.fold_in(k_key, i))
             chosen = z[name] & jax.random.bernoulli(chosen_key, loss.elastic, shape)
-            k = _random_k(random_key, shape, model.num_chorus, loss.elastic_k)
-            num_visible_chorus[name] = jnp.where(chosen, k, model.num_chorus)
-    k = None
+            count = _random_k(random_key, shape, model.num_chorus, loss.elastic_k)
+            num_visible_chorus[name] = jnp.where(chosen, count, model.num_chorus)
+    k: jax.Array | None = None
     if loss.elastic and loss.elastic_k != "halves":
         k = _random_k(retrieval_key, (), model.num_chorus, loss.elastic_k)
     dim = None
@@ -149,7 +150,11 @@ def answer_loss(
     model: ModelConfig,
     loss: LossConfig,
 ) -> AnswerStats:
-    """The answers of some rows. z: bool [B]. kept: int32 [B], or None for the whole chorus."""
+    """The answers of some rows.
+
+    Args:
+      z: bool [B]. num_visible_chorus: int32 [B], or None for the whole chorus.
+    """
     if num_visible_chorus is not None:
         memory = memory.truncate(num_visible_chorus)
     hidden, _ = crem.decode(model, params, memory, target, z)
@@ -170,7 +175,7 @@ def answer_loss(
 
 def retrieval(
     log_temperature: jax.Array | None,
-    chorus: dict[str, jax.Array],
+    chorus: dict[str, Array],
     batch: Batch,
     randomness: StepRandomness,
     loss: LossConfig,
@@ -180,9 +185,7 @@ def retrieval(
     Args:
       log_temperature: the learnt one, or None. chorus: bucket -> float32 [B, K, D], all buckets.
     """
-    temperature = loss.temperature
-    if log_temperature is not None:
-        temperature = jnp.exp(log_temperature)
+    temperature = loss.temperature if log_temperature is None else jnp.exp(log_temperature)
     query_valid, candidate_valid = batch.query_row >= 0, batch.candidate_row >= 0
 
     def at(k, dim=None) -> tuple[jax.Array, Metrics]:
@@ -206,7 +209,7 @@ def retrieval(
         value = (1 - loss.elastic) * value + loss.elastic * jnp.mean(truncated)
     metrics = {"retrieval": value, "retrieval_queries": jnp.sum(query_valid), **metrics}
     if log_temperature is not None:
-        metrics["temperature"] = temperature
+        metrics["temperature"] = jnp.asarray(temperature)
     return value, metrics
 
 
@@ -255,7 +258,8 @@ def loss_fn(
         name: crem.compress(model, params, context)
         for name, context in sorted(batch.contexts.items())
     }
-    total, metrics = jnp.float32(0), {}
+    total: jax.Array = jnp.float32(0)
+    metrics: Metrics = {}
     if loss.retrieval:
         chorus = {name: memory.chorus for name, memory in memories.items()}
         value, metrics = retrieval(log_temperature(params), chorus, batch, randomness, loss)
@@ -305,7 +309,7 @@ def _share(right: jax.Array, count: jax.Array, chosen: jax.Array) -> jax.Array:
     return jnp.where(total > 0, share, jnp.nan)
 
 
-def _halves(chorus: dict[str, jax.Array]) -> jax.Array:
+def _halves(chorus: dict[str, Array]) -> jax.Array:
     """int32 [n]: K, K/2, K/4, … 1."""
     largest = next(iter(chorus.values())).shape[1]
     return largest >> jnp.arange(largest.bit_length())

@@ -105,7 +105,7 @@ class Checkpointer:
                     if any(word in str(error) for word in NO_DAMAGE):
                         raise
                     reason = (str(error).splitlines() or [type(error).__name__])[0]
-            if distributed.all_agree(items is not None):
+            if distributed.all_agree(items is not None) and items is not None:
                 self._set_aside(damaged, step)
                 return self._restored(state, stream, step, *items)
             damaged[step] = reason or "another process cannot read it"

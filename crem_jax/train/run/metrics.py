@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,7 +115,7 @@ class WandB:
         self._run.finish()
 
 
-WRITERS = {"tensorboard": TensorBoard, "wandb": WandB}
+WRITERS: Mapping[str, Callable[..., Writer]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:

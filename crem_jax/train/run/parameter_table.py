@@ -59,7 +59,7 @@ def _split(sharding: object) -> str:
     return ", ".join(axes) or "-"
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     for unit in ("B", "KB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -27,8 +27,10 @@ from crem_jax.files import write_text
 
 FILE = "recipe.json"
 _MADE_WITH = "made_with"
-_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-_LIBRARIES += ("transformers", "libtpu", "crem_jax")
+_LIBRARIES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow"),
+    *("transformers", "libtpu", "crem_jax"),
+)
 
 FREE = (
     *("mesh", "log_every", "eval_every", "checkpoint_every", "max_nonfinite"),

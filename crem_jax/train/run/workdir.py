@@ -65,7 +65,7 @@ class RunDirectory:
 
     def pull(self) -> None:
         """Brings the small files of a bucket here, in place of any that are."""
-        if self.is_local:
+        if self.remote is None:
             return
         shutil.rmtree(self.local, ignore_errors=True)
         self.local.mkdir(parents=True)
@@ -89,14 +89,12 @@ class RunDirectory:
         Raises:
           WriteFailed: it must, and cannot.
         """
-        if self.is_local:
-            return
-        if not now and time.monotonic() - self._last < _PUSH_EVERY:
+        if self.remote is None or (not now and time.monotonic() - self._last < _PUSH_EVERY):
             return
         try:
             for path in sorted(self.local.rglob("*")):
                 if path.is_file() and not path.match(".*.partial"):  # being written
-                    self._copy_up(path)
+                    self._copy_up(path, self.remote)
         except Exception as error:  # the bucket's client has many classes of errors
             problem = f"{self.name} cannot be written: {error}"
             if must:
@@ -104,7 +102,7 @@ class RunDirectory:
             print(f"{problem}; this is tried again", file=sys.stderr)
         self._last = time.monotonic()
 
-    def _copy_up(self, path: Path) -> None:
+    def _copy_up(self, path: Path, root: epath.Path) -> None:
         try:
             changed = path.stat().st_mtime
             if self._pushed.get(path) == changed:
@@ -112,7 +110,7 @@ class RunDirectory:
             content = path.read_bytes()
         except FileNotFoundError:  # put in the place of another, or removed
             return
-        there = self.remote / path.relative_to(self.local).as_posix()
+        there = root / path.relative_to(self.local).as_posix()
         there.parent.mkdir(parents=True, exist_ok=True)
         there.write_bytes(content)
         self._pushed[path] = changed

@@ -149,7 +149,7 @@ class FeatureMap:
         values = _flat(self._lookup(example, self.map[key]))
         if not all(isinstance(value, bytes) for value in values):
             raise RecordError(f"{where} {self.map[key]}: is no encoded picture")
-        return values
+        return list(values)
 
     def _top(self, name: str) -> str:
         """The top-level feature that `name` is or is in; tfds has some like "image/filename"."""
@@ -212,6 +212,6 @@ def _fields(template: str) -> list[str]:
 
 def _flat(value: Any) -> Sequence[Any]:
     """The values of a feature in one list, however deep."""
-    if isinstance(value, list | tuple) or getattr(value, "ndim", 0):
+    if isinstance(value, list | tuple) or getattr(value, "ndim", None):
         return [one for part in value for one in _flat(part)]
     return [value]

@@ -53,6 +53,13 @@ def scan(rows: Rows, columns: Sequence[str]) -> Iterator[Any]:
 class _Spans:
     """Values written in one file from byte `start[i]` to byte `stop[i]`."""
 
+    def where(self, index: int) -> str:
+        """The place of value `index`, for errors."""
+        raise TypeError(f"{type(self).__name__} has no places")
+
+    def _spans(self) -> tuple[np.ndarray, np.ndarray]:
+        raise TypeError(f"{type(self).__name__} finds no values")
+
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
         _require_file(self.path)
@@ -199,7 +206,8 @@ class ParquetRows:
         self._fresh()
 
     def _fresh(self) -> None:
-        self._lock, self._kept = threading.Lock(), OrderedDict()
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, Any] = OrderedDict()
 
     def _table(self, place: int):
         with self._lock:
@@ -257,9 +265,10 @@ def _require_file(path: str) -> None:
 @contextlib.contextmanager
 def _naming(where: str, *errors: type[Exception]) -> Iterator[None]:
     """What goes wrong in reading a row, these errors too, becomes a RecordError that names it."""
+    caught: tuple[type[Exception], ...] = (ValueError, OSError, *errors)
     try:
         yield
     except RecordError:
         raise
-    except (ValueError, OSError, *errors) as error:
+    except caught as error:
         raise RecordError(f"{where}: cannot be read: {error}") from error

@@ -126,7 +126,7 @@ class Mmeb(FileSource):
         name, rows, base, strip = self._subsets[number]
         where, value = rows.where(row), self._value(number, row)
 
-        def item(text: Any, images: Any, what: str) -> Item | None:
+        def item(text: Any, images: Any, what: tuple[str, str]) -> Item | None:
             plain = plain_text(text_of(text, f"{where} {what[0]}"))
             paths = picture_paths(images, base, strip, f"{where} {what[1]}")
             return Item(plain, paths) if plain or paths else None

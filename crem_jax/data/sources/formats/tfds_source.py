@@ -75,7 +75,7 @@ class TfdsRecords(FileSource):
             data = self._data[index]
         except Exception as error:  # the reader's errors have no type of their own
             raise RecordError(f"{where}: cannot be read: {error}") from error
-        if self._map is None:
+        if self._mapped is None:
             return decode_record(data, where)
         return self._mapped.record(data, where)
 
@@ -101,7 +101,9 @@ class TfdsRecords(FileSource):
         return self._builder.as_data_source(self._split, deserialize_method=raw)
 
     @functools.cached_property
-    def _mapped(self) -> FeatureMap:
+    def _mapped(self) -> FeatureMap | None:
+        if self._map is None:
+            return None
         info = self._builder.info
         try:
             return FeatureMap(self._map, info.features, info.name)
