@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from crem_jax.data.images.decode import open_picture
 from crem_jax.data.images.patches import fit_size
@@ -93,7 +94,7 @@ class EndpointTeacher:
         max_pixels: int = 1280 * 28 * 28,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        if not url.startswith(("http://", "https://")):
+        if not _is_address(url):
             raise CremError(f"endpoint {url!r} is no http:// or https:// address")
         try:
             import openai
@@ -201,6 +202,14 @@ def data_url(picture: Picture, max_pixels: int) -> str:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket too few, a port that is no number
+        return False
 
 
 def key_from(variable: str) -> str:
