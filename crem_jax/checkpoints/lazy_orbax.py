@@ -19,7 +19,7 @@ from orbax.checkpoint import type_handlers
 from crem_jax.lazy_array import LazyArray
 
 OnBytes = Callable[[int], None]
-"""Told how many bytes of the model have just been dealt with."""
+"""Called with the number of bytes of the model read or written since the last call."""
 
 
 def handler(on_bytes: OnBytes | None = None) -> ocp.PyTreeCheckpointHandler:

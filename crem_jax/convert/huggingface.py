@@ -90,7 +90,7 @@ def export_hf(
       card: facts for the model card, see `model_card`.
       overwrite: replace a directory that has files in it.
       verify: read everything back and compare before the directory appears.
-      on_bytes: told how many bytes of weights have just been written.
+      on_bytes: called with the number of bytes of weights written since the last call.
 
     Raises:
       WeightsError: the parameters do not fit the config, the directory is not empty, or what is

@@ -100,7 +100,7 @@ def write_weights(
       tensors: read, converted and written piece by piece.
       dtype: "float32" or "bfloat16".
       max_shard_bytes: a shard is larger only if a single tensor is.
-      on_bytes: told how many bytes have just been written.
+      on_bytes: called with the number of bytes written since the last call.
 
     Returns:
       The names of the weight files.

@@ -88,7 +88,8 @@ def prepare(
       workers: processes. max_bad: the share of records that may be skipped.
       stamp: JSON that changes when the files of the source do; work on others is neither continued
         nor taken for done.
-      progress: told how many records more are done, those of an earlier run included.
+      progress: called with the number of records done since the last call, first with that of an
+        earlier run.
 
     Raises:
       FileExistsError: `out` is something else, or work of another plan or on other files.
