@@ -33,8 +33,8 @@ main() {
     local verbs=" start render logs status stop "
     [[ -n "${1:-}" && "$verbs" == *" $1 "* ]] || refuse "expected a verb, got '${1:-}'"
     verb="$1" name="${2:-}"
-    [[ "$name" =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
-        refuse "expected the name of a run (letters, digits, dashes), got '$name'"
+    [[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+        refuse "expected the name of a run (at most 40 letters, digits, dashes), got '$name'"
     shift 2
     image="" topology="" slices=1 restarts=10 service_account=default namespace=""
     brought=() arguments=()
@@ -51,6 +51,18 @@ main() {
             *) refuse "unknown option $1; arguments of crem train come after --" ;;
         esac
     done
+    for number in slices restarts; do
+        [[ "${!number}" =~ ^(0|[1-9][0-9]{0,5})$ ]] ||
+            refuse "--$number '${!number}' is no whole number below 1000000"
+    done
+    [[ "$slices" != 0 ]] || refuse "--slices '0' is no number of slices"
+    local label='[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?'
+    [[ "$service_account" =~ ^$label(\.$label)*$ ]] ||
+        refuse "--service-account '$service_account' is no name of Kubernetes (RFC 1123)"
+    [[ -z "$namespace" || "$namespace" =~ ^$label$ ]] ||
+        refuse "--namespace '$namespace' is no name of Kubernetes (RFC 1123)"
+    [[ -z "$image" || "$image" =~ ^[A-Za-z0-9][-A-Za-z0-9._:/@]*$ ]] ||
+        refuse "--image '$image' is no name of an image"
     where=()
     [[ -z "$namespace" ]] || where+=(--namespace "$namespace")
     "$verb"

@@ -288,6 +288,22 @@ def test_resume_and_fetch_know_the_arguments_of_the_last_start(machine):
         ("gke.sh", ["start", "a", "--bring", "gs://b/data"], "is not gs://BUCKET/FOLDER=DIR"),
         ("gke.sh", ["start", "a", "--image", "i", "--topology", "v9:4", "--", "x"], "'v9:4' is"),
         ("gke.sh", ["start", "a", "--topology", "v5e:4x4", "--", "x"], "start needs --image"),
+        *(
+            (
+                "gke.sh",
+                [verb, "a", option, value, "--", "x"],
+                f"{option} '{value.split(chr(10))[0]}",
+            )
+            for verb in ("start", "render", "stop")
+            for option, values in (
+                ("--slices", ("0", "-1", "1.5", "two", "1\n  evil: 1", "01", "9999999", "1 ")),
+                ("--restarts", ("-1", "x", "1e3", "3\n  rules: []", "{}")),
+                ("--namespace", ("Prod", "a.b", "-a", "a\nb", "a" * 64, "a'b")),
+                ("--service-account", ("A", "a_b", "a: b", 'a"b', "a..b", "a\nb")),
+                ("--image", ("a b", "i\nj", 'i"', "-i", "$(x)")),
+            )
+            for value in values
+        ),
         ("slurm_gpu.sh", ["--nodes", "2"], "expected arguments of crem train after --"),
         ("slurm_gpu.sh", ["--fast", "--", "x"], "unknown option --fast"),
         ("slurm_gpu.sh", ["stop", "all"], "expected the number of a job"),

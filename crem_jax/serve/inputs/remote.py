@@ -24,6 +24,17 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = 3
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_COMPATIBLE = ipaddress.ip_network("::/96")
+_NO_HOSTS = tuple(
+    # IANA's special-purpose registries, as far as Python calls them global, and a cloud's own.
+    ipaddress.ip_network(block)
+    for block in (
+        *("192.88.99.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.175.48.0/24"),
+        *("192.0.0.0/24", "100.64.0.0/10", "198.18.0.0/15", "240.0.0.0/4", "168.63.129.16/32"),
+        *("64:ff9b:1::/48", "100::/32", "2001::/23", "2001:db8::/32", "2620:4f:8000::/48"),
+        *("3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
+    )
+)
 # A path that could be read in two ways is none.
 _ODD = re.compile(r"[^!-~]|\\|%2[eEfF]|%5[cC]|%00|/\.\.?(/|$)")
 
@@ -36,10 +47,12 @@ def is_public(address: str) -> bool:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if ip in _NAT64:
+        if ip in _NAT64 or ip in _COMPATIBLE:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner:
             return is_public(str(inner))
+    if any(ip in block for block in _NO_HOSTS):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
@@ -167,6 +180,6 @@ def _parts(url: str) -> tuple[str, str, int, str] | None:
         return None
     host = (split.hostname or "").rstrip(".")
     plain = split.scheme in _PORTS and host and "@" not in split.netloc
-    if not plain or _ODD.search(url.partition("?")[0]):
+    if not plain or port == 0 or _ODD.search(url.partition("?")[0]):
         return None
     return split.scheme, host, port or _PORTS[split.scheme], split.path or "/"
