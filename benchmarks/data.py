@@ -37,14 +37,14 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from crem_jax.configs.schema.data import BatchSpec, BucketSpec
+from crem_jax.configs.schema.model import ModelSection
 from crem_jax.data.batches.bucket_planning import Size, best_widths, share_rows
 from crem_jax.data.batches.iterator import BatchIterator
-from crem_jax.data.batches.spec import BatchSpec, BucketSpec
 from crem_jax.data.batches.stream import Stream
 from crem_jax.data.emoji.drawing import random_background
 from crem_jax.data.emoji.emoji import load_emoji
@@ -73,7 +73,7 @@ def prompter(fast: bool = False) -> Prompter:
     sides = dict(hidden_size=64, intermediate_size=64, num_layers=1, num_heads=2, num_kv_heads=2)
     text = dict(vocab_size=2048, mrope_section=(4, 6, 6), **sides)
     vision |= dict(depth=1, embed_dim=32, num_heads=2)
-    model = ConfigDict(dict(text=text, vision=vision, num_chorus=16))
+    model = ModelSection(text=text, vision=vision, num_chorus=16)
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_DIR)
     return Prompter(scratch_model(model, tokenizer), tokenizer, True, fast, fast)
 

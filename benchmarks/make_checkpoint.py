@@ -13,23 +13,20 @@ import argparse
 import json
 import math
 import os
-import sys
 import time
 import zlib
-from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
 
 import jax.numpy as jnp
 import numpy as np
-from common import TEXT, VISION
-from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from crem_jax import trees
 from crem_jax.commands.progress import bytes_bar
 from crem_jax.config import DTYPES, ModelConfig
+from crem_jax.configs.qwen2_vl import TEXT, VISION
+from crem_jax.configs.schema.model import ModelSection
 from crem_jax.convert import table
 from crem_jax.convert.huggingface import export_hf
 from crem_jax.lazy_array import Index, LazyArray
@@ -59,7 +56,7 @@ def main() -> None:
 
 def model_config(size: str) -> ModelConfig:
     """Qwen2-VL of a size, without chorus tokens, for the packaged tokenizer."""
-    section = ConfigDict(dict(text=TEXT[size], vision=VISION, num_chorus=0))
+    section = ModelSection(text=TEXT[size], vision=VISION, num_chorus=0)
     return scratch_model(section, AutoTokenizer.from_pretrained(TOKENIZER_DIR))
 
 

@@ -32,7 +32,7 @@ import optax
 import torch
 
 from crem_jax.config import ModelConfig
-from crem_jax.data.batches.spec import BucketSpec
+from crem_jax.configs.schema.data import BucketSpec
 from crem_jax.flops import model_flops
 from crem_jax.model import crem
 from crem_jax.train.objective import joint_loss

@@ -4,55 +4,16 @@ python -m crem_jax.data.emoji.example_files data/emoji         # the packaged em
 crem prepare data/emoji/mmeb data/emoji/prepared               # MMEB format, as ArrayRecord shards
 crem train --config=configs/mixture.py --workdir=runs/mixture  # :smoke ends in a minute
 
-For the data of the field put its paths here, and model, loss and optimiser of `qwen2_vl_2b.py`.
+Copy this file and change what you like. The recipe it begins with is `crem_jax/configs/mixture.py`;
+formats and mixtures: docs/data.md; all keys, with what they mean: docs/config.md.
 """
 
-from emoji import get_config as embedded
-from ml_collections import ConfigDict
-
-from crem_jax.data.emoji.emoji import DATA_DIR
-from crem_jax.errors import CremError
+from crem_jax.configs import mixture
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    config = embedded()
-    config.steps = 400
-    config.eval_every = config.checkpoint_every = 200
-    config.model.vision.max_pixels = 48 * 48
-    config.data = dict(
-        sources=dict(
-            mmeb=dict(kind="tfds", path="data/emoji/prepared"),
-            sharegpt=dict(kind="sharegpt", path="data/emoji/talk.json"),
-            tfds=dict(
-                kind="tfds",
-                path=str(DATA_DIR),
-                split="train",
-                features=dict(
-                    query_image="image",
-                    positive_text="{name}",
-                    question="What is this?",
-                    answer="{name}",
-                    id="{emoji}",
-                ),
-            ),
-        ),
-        weights=dict(mmeb=2, sharegpt=1, tfds=1),
-        batch=64,
-        block=8,  # 8 consecutive samples of the global batch come from one source
-        buckets=dict(
-            text=dict(slots=48, patches=0, rows=128, target_slots=32, answers=12),
-            picture=dict(slots=48, patches=36, rows=112, target_slots=48, answers=24),
-        ),
-        candidates=160,
-        carry=16,
-    )
-    for option in filter(None, arg.split(",")):
-        if option != "smoke":
-            raise CremError(f"unknown config option {option!r}; expected smoke")
-        config.steps, config.log_every = 4, 1
-        config.eval_every = config.checkpoint_every = 4
-        config.model.text.num_layers = config.model.vision.depth = config.model.unroll = 1
-        config.data.batch = 16
-        config.data.candidates, config.data.carry = 40, 4
-        config.data.buckets.text.rows, config.data.buckets.picture.rows = 40, 28
+def get_config(arg: str = ""):
+    config = mixture.get_config(arg)
+    # Another source, and the share of the stream that it has:
+    # config.data.sources.mine = dict(kind="jsonl", path="pairs.jsonl")
+    # config.data.weights.mine = 2
     return config

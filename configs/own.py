@@ -2,42 +2,22 @@
 
 crem train --config=configs/own.py --config.data.sources.mine.path=pairs.jsonl --workdir=runs/mine
 
-Other kinds of sources and their arguments: docs/data.md. Copy this file and change what you like.
+Copy this file and change what you like. The recipe it begins with is `crem_jax/configs/own.py`;
+kinds of sources: docs/data.md; all keys, with what they mean: docs/config.md.
 """
 
-from common import recipe
-from emoji import get_config as embedded
-from ml_collections import ConfigDict
-
-from crem_jax.errors import CremError
-
-SOURCES = dict(mine=dict(kind="jsonl", path="pairs.jsonl"))
+from crem_jax.configs import own
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    if arg == "2b":
-        config = recipe("2b", lr=2e-5)
-        config.data.sources, config.data.records = SOURCES, dict(mine=1024)
-        return config
-    if arg not in ("", "smoke"):
-        raise CremError(f"unknown config option {arg!r}; expected 2b or smoke")
-    config = embedded()
-    config.evaluate = config.best_metric = ""  # there is nothing to measure it by yet
-    config.steps = 200
-    config.eval_every = config.checkpoint_every = 100
-    config.model.vision.max_pixels = 64 * 64  # small, to be quick on a CPU
-    config.data = dict(
-        sources=SOURCES,
-        records=dict(mine=32),
-        buckets=dict(
-            text=dict(slots=64, patches=0, rows=96),
-            picture=dict(slots=64, patches=64, rows=32, target_slots=64, answers=32),
-        ),
-        candidates=96,
-        carry=8,
-    )
-    if arg == "smoke":
-        config.steps, config.log_every = 4, 1
-        config.eval_every = config.checkpoint_every = 4
-        config.model.text.num_layers = config.model.vision.depth = config.model.unroll = 1
+def get_config(arg: str = ""):
+    config = own.get_config(arg)  # "", "smoke" or "2b"
+    # Where the pairs are, and how many of them a step has:
+    # config.data.sources = dict(mine=dict(kind="jsonl", path="pairs.jsonl"))
+    # config.data.records = dict(mine=32)
+    # Room for longer texts and larger pictures:
+    # config.data.buckets.text.slots = config.data.buckets.picture.slots = 128
+    # config.data.buckets.picture.patches = 144
+    # config.model.vision.max_pixels = 96 * 96
+    # To start from a model that is there, in place of random weights:
+    # config.init_from = "runs/mine"
     return config

@@ -6,37 +6,39 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from crem_jax.errors import CremError
+from crem_jax.configs.fields import ConfigError as ConfigError
+from crem_jax.configs.fields import check, field, refuse_unknown
 
 STYLES = ("qwen2_vl", "qwen2_5_vl")
 """Backbones that are implemented, by Hugging Face's model type."""
 
-
 DTYPES = ("float32", "bfloat16")
-WEIGHTS = ("int8",)
-"""Types that the decoder's weights can be served in beside the DTYPES."""
 """Types of parameters, weights and arithmetic."""
 
+WEIGHTS = ("int8",)
+"""Types that the decoder's weights can be served in beside the DTYPES."""
 
-class ConfigError(CremError):
-    """A configuration names something this library does not implement, or contradicts itself."""
+ATTENTIONS = ("auto", "xla", "splash", "cudnn")
+REMAT = ("none", "full", "dots")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     """Qwen2 decoder."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    mrope_section: tuple[int, int, int]
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1_000_000.0
-    tie_embeddings: bool = True
-    max_positions: int = 32_768
+    vocab_size: int = field(doc="Rows of the embedding, chorus tokens included.")
+    hidden_size: int = field(doc="Width D of the residual stream, and of an embedding.")
+    intermediate_size: int = field(doc="Width of the MLP.")
+    num_layers: int = field(doc="Decoder layers.")
+    num_heads: int = field(doc="Query heads; they divide hidden_size.")
+    num_kv_heads: int = field(doc="Key and value heads; they divide num_heads.")
+    mrope_section: tuple[int, int, int] = field(
+        doc="Frequencies of time, height and width; their sum is half the head dimension."
+    )
+    rms_norm_eps: float = field(1e-6, "Added to the mean square in the norms.")
+    rope_theta: float = field(1_000_000.0, "Base of the rotary embedding's wavelengths.")
+    tie_embeddings: bool = field(True, "The head is the embedding transposed.")
+    max_positions: int = field(32_768, "Longest sequence.")
 
     @property
     def head_dim(self) -> int:
@@ -64,33 +66,35 @@ class TextConfig:
 class VisionConfig:
     """Vision tower of a Qwen-VL model, and the picture sizes it is fed.
 
-    Attributes:
-      style: the tower's generation, which is also Hugging Face's model type. "qwen2_vl" has layer
-        norms and a quick-GELU MLP, "qwen2_5_vl" RMS norms and a SwiGLU with biases.
-      mlp_ratio: width of the MLP over embed_dim; whole in "qwen2_vl".
-      window_size: side in pixels of the windows within which patches attend, in "qwen2_5_vl".
-      full_attention_layers: those that attend to whole pictures all the same; numbers from
-        `depth` on name no layer, as in transformers.
-      tokens_per_second: of videos, which this library does not read; kept for export.
+    `style` is the tower's generation, which is also Hugging Face's model type: "qwen2_vl" has layer
+    norms and a quick-GELU MLP, "qwen2_5_vl" RMS norms and a SwiGLU with biases.
     """
 
-    depth: int
-    embed_dim: int
-    num_heads: int
-    mlp_ratio: float = 4
-    style: str = "qwen2_vl"
-    window_size: int = 0
-    full_attention_layers: tuple[int, ...] = ()
-    tokens_per_second: int = 4
-    patch_size: int = 14
-    merge_size: int = 2
-    temporal_patch_size: int = 2
-    in_channels: int = 3
-    rope_theta: float = 10_000.0
-    min_pixels: int = 56 * 56
-    max_pixels: int = 28 * 28 * 1280
-    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    depth: int = field(doc="Blocks.")
+    embed_dim: int = field(doc="Width of a block.")
+    num_heads: int = field(doc="Heads; embed_dim over them is a multiple of 4.")
+    mlp_ratio: float = field(4, 'Width of the MLP over embed_dim; whole in "qwen2_vl".')
+    style: str = field("qwen2_vl", "Generation of the tower.", choices=STYLES)
+    window_size: int = field(
+        0, 'Side in pixels of the windows within which patches attend, in "qwen2_5_vl".'
+    )
+    full_attention_layers: tuple[int, ...] = field(
+        (), "Layers that attend to whole pictures all the same; from `depth` on they name none."
+    )
+    tokens_per_second: int = field(4, "Of videos, which are not read; kept for export.")
+    patch_size: int = field(14, "Side of a patch in pixels.")
+    merge_size: int = field(2, "Side in patches of the groups that become one vision token.")
+    temporal_patch_size: int = field(2, "Frames in a patch; a still picture is repeated.")
+    in_channels: int = field(3, "Colours.")
+    rope_theta: float = field(10_000.0, "Base of the rotary embedding's wavelengths.")
+    min_pixels: int = field(56 * 56, "Smaller pictures are enlarged to so many pixels.")
+    max_pixels: int = field(28 * 28 * 1280, "Larger pictures are shrunk to so many pixels.")
+    image_mean: tuple[float, ...] = field(
+        (0.48145466, 0.4578275, 0.40821073), "Taken from each colour, of 0 to 1."
+    )
+    image_std: tuple[float, ...] = field(
+        (0.26862954, 0.26130258, 0.27577711), "By which each colour is then divided."
+    )
 
     @property
     def head_dim(self) -> int:
@@ -131,20 +135,17 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters (arXiv 2106.09685): see `model.lora`.
+    """Low-rank adapters (arXiv 2106.09685), as `crem_jax.model.lora` has them."""
 
-    Attributes:
-      rank: of the adapters. alpha: their sum is scaled by alpha / rank.
-      targets: patterns of whole parameter paths; every kernel that one matches is adapted.
-    """
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
+    rank: int = field(16, "Rank of the adapters.", low=1)
+    alpha: float = field(64.0, "Their sum is scaled by alpha / rank.")
+    targets: tuple[str, ...] = field(
+        ("backbone/layers/(q|k|v|o|mlp/(gate|up|down))/kernel",),
+        "Patterns of whole parameter paths; every kernel that one matches is adapted.",
+    )
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ConfigError(f"model.lora.rank {self.rank} must be at least 1")
+        check(self, "model.lora")
         if not self.targets:
             raise ConfigError("model.lora.targets is empty; expected patterns of parameter paths")
 
@@ -156,8 +157,8 @@ class ModelConfig:
     `num_chorus` 0 is the plain backbone: it tells natively and cannot find.
     """
 
-    text: TextConfig
-    vision: VisionConfig
+    text: TextConfig = field(doc="The decoder's shape.")
+    vision: VisionConfig = field(doc="The vision tower's shape, and the sizes of its pictures.")
     image_token_id: int
     video_token_id: int
     vision_start_token_id: int
@@ -165,15 +166,17 @@ class ModelConfig:
     bos_token_id: int
     eos_token_id: int
     pad_token_id: int
-    num_chorus: int = 0
+    num_chorus: int = field(0, "K: chorus tokens; 0 is the plain backbone.", low=0)
     first_chorus_id: int = -1
-    temperature: float = 0.02
-    system_prompt: str = "You are a helpful assistant."
-    dtype: str = "float32"
-    remat: str = "none"
-    unroll: int = 1
-    attention: str = "auto"
-    lora: LoRAConfig | None = None
+    temperature: float = field(0.02, "Of InfoNCE.", above=0)
+    system_prompt: str = field(
+        "You are a helpful assistant.", "Before every context; '' leaves it out."
+    )
+    dtype: str = field("float32", "Type of the arithmetic.", choices=DTYPES)
+    remat: str = field("none", "What of a layer the backward pass computes anew.", choices=REMAT)
+    unroll: int = field(1, "Layers that are compiled one by one; the rest is a loop.", low=1)
+    attention: str = field("auto", "Kernel of attention, see docs/scale.md.", choices=ATTENTIONS)
+    lora: LoRAConfig | None = field(None, "Adapters; what they do not adapt is then frozen.")
 
     def __post_init__(self):
         if self.num_chorus:
@@ -183,20 +186,13 @@ class ModelConfig:
                     f"chorus rows {self.first_chorus_id}..{last - 1} do not fit in vocab_size "
                     f"{self.text.vocab_size}"
                 )
-        for field in dataclasses.fields(self):
-            row = getattr(self, field.name)
-            if field.name.endswith("_token_id") and not 0 <= row < self.text.vocab_size:
+        for each in dataclasses.fields(self):
+            row = getattr(self, each.name)
+            if each.name.endswith("_token_id") and not 0 <= row < self.text.vocab_size:
                 raise ConfigError(
-                    f"{field.name} {row} is no row of the {self.text.vocab_size}-row vocabulary"
+                    f"{each.name} {row} is no row of the {self.text.vocab_size}-row vocabulary"
                 )
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"model.dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
-        if self.attention not in ("auto", "xla", "splash", "cudnn"):
-            raise ConfigError(
-                f"model.attention {self.attention!r} is not one of auto, xla, splash, cudnn"
-            )
-        if self.remat not in ("none", "full", "dots"):
-            raise ConfigError(f"model.remat {self.remat!r} is not one of none, full, dots")
+        check(self, "model")
 
     @property
     def chorus_ids(self) -> tuple[int, ...]:
@@ -221,10 +217,5 @@ class ModelConfig:
 
 def build(cls, values: Mapping[str, Any], where: str):
     """A dataclass of its fields. Raises ConfigError for others, as keys of the section `where`."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - names)
-    if unknown:
-        known = ", ".join(sorted(names))
-        raise ConfigError(f"unknown key {where}.{unknown[0]}; known keys: {known}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return cls(**values)
+    refuse_unknown(values, [each.name for each in dataclasses.fields(cls)], where)
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

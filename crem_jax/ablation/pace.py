@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from crem_jax.ablation.measure import ModelScores
 from crem_jax.ablation.study import Row, Setting
-from crem_jax.data.batches.spec import make_batch_spec
+from crem_jax.configs.schema import TrainConfig
 from crem_jax.errors import CremError
 from crem_jax.files import read_json, write_json
 from crem_jax.flops import model_flops
@@ -85,8 +85,8 @@ class Pace:
 
 def step_flops(config: ConfigDict) -> float:
     """Of one training step of a config; what only a loss without weight needs is not computed."""
-    objective = make_objective(config)
-    buckets = make_batch_spec(config.data).buckets.values()
+    checked = TrainConfig.of(config)
+    objective, buckets = make_objective(checked), checked.data.buckets.values()
     if not objective.loss.generation:
         buckets = [dataclasses.replace(b, target_slots=0, answers=0) for b in buckets]
     if not objective.loss.retrieval:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from crem_jax.ablation.measure import ModelScores
 from crem_jax.ablation.study import Row, Setting, Study
+from crem_jax.configs.schema import TrainConfig
 from crem_jax.files import read_json, write_json
 from crem_jax.inference.model import load
 from crem_jax.train.loop import train
@@ -80,8 +81,8 @@ def config_of_run(run: Run, config_of: ConfigOf, steps: int) -> ConfigDict:
 def check(runs: Iterable[Run], config_of: ConfigOf, steps: int) -> None:
     """Raises CremError if a run that is there was begun with another config."""
     for run in runs:
-        wanted = recipe.recipe_of(config_of_run(run, config_of, steps))
-        recipe.refuse_another(run.directory, wanted)
+        wanted = TrainConfig.of(config_of_run(run, config_of, steps))
+        recipe.refuse_another(run.directory, wanted.to_dict())
 
 
 def finish(

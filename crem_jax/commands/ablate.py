@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from crem_jax.ablation.studies import STUDIES, TABLES
 from crem_jax.ablation.study import Setting, Study
-from crem_jax.commands.train import take_rest  # noqa: F401
+from crem_jax.commands.options import above_zero, add_recipe, positive, take_overrides
 from crem_jax.errors import CremError
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from crem_jax.ablation.runs import Run
 
 EXAMPLES = f"""\
-  crem ablate --config=configs/emoji.py --minutes 60                  # Table 3, three seeds
-  crem ablate --config=configs/emoji.py --table 4 --steps 350 --workdir=runs/table-4
-  crem ablate --config=configs/emoji.py --study temperature --study qa
-  crem ablate --config=configs/emoji.py --table 3 --config.optim.lr=2e-3 --workdir=runs/slower
+  crem ablate --config=emoji --minutes 60                  # Table 3, three seeds
+  crem ablate --config=emoji --table 4 --steps 350 --workdir=runs/table-4
+  crem ablate --config=emoji --study temperature --study qa
+  crem ablate --config=emoji --table 3 --config.optim.lr=2e-3 --workdir=runs/slower
 
 studies: {", ".join(STUDIES)}"""
 
@@ -43,19 +43,11 @@ STEPS = 350
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import above_zero, positive
-
     parser.usage = (
-        "crem ablate --config=FILE.py[:OPTION] [--table 3|4|all] [--study NAME …] "
+        "crem ablate --config=RECIPE[:OPTION] [--table 3|4|all] [--study NAME …] "
         "[--minutes M | --steps N] [--config.KEY=VALUE …]"
     )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE.py[:OPTION]",
-        help="a config file with the options of configs/emoji.py; --config.KEY=VALUE changes a key "
-        "of every run",
-    )
+    add_recipe(parser)  # one with the options of `emoji`
     parser.add_argument("--workdir", default="runs/ablation", metavar="DIR", help="of all runs")
     parser.add_argument(
         "--table",
@@ -79,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="held-out scenes that are asked about; fewer are quicker, less certain (default 256)",
     )
+
+
+take_rest = take_overrides
 
 
 def run(args: argparse.Namespace) -> int:

@@ -145,6 +145,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _flat(value: Any) -> str:
+    """A value in words; of a section, what is set."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_flat(entry)}" for key, entry in value.items())
+        is_set = {key: entry for key, entry in value.items() if entry not in (None, "", [], {})}
+        return ", ".join(f"{key} {_flat(entry)}" for key, entry in is_set.items())
     return str(value)

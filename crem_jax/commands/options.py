@@ -19,6 +19,27 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """--config of the verbs that train."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="RECIPE[:OPTION]",
+        help="a recipe of the package by name (emoji, own, …) or a config FILE.py, and an option "
+        "of it; --config.KEY=VALUE changes a key (docs/config.md)",
+    )
+
+
+def take_overrides(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]
+) -> None:
+    """Keeps the overrides of config keys; anything else is an error."""
+    for text in rest:
+        if text.startswith("-") and not text.lstrip("-").startswith("config."):
+            parser.error(f"unknown argument {text}")
+    args.overrides = rest
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """--weights of the verbs that serve a model."""
     parser.add_argument(

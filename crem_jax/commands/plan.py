@@ -11,27 +11,21 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from crem_jax.commands.options import whole
-from crem_jax.commands.train import take_rest  # noqa: F401
+from crem_jax.commands.options import add_recipe, take_overrides, whole
 
 EXAMPLES = """\
-  crem plan --config=configs/qwen2_vl_2b.py --topology=v5e:16x16 --per_chip_batch=4
-  crem plan --config=configs/qwen2_vl_7b.py --topology=v5p:4x8x8 --per_chip_batch=8 --json
-  crem plan --config=configs/qwen2_vl_7b.py --topology=v6e:16x16 --sweep"""
+  crem plan --config=qwen2_vl_2b --topology=v5e:16x16 --per_chip_batch=4
+  crem plan --config=qwen2_vl_7b --topology=v5p:4x8x8 --per_chip_batch=8 --json
+  crem plan --config=qwen2_vl_7b --topology=v6e:16x16 --sweep"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
-        "crem plan --config=FILE.py[:OPTION] --topology=KIND:SIZE [--per_chip_batch=N] [--chunk=N] "
+        "crem plan --config=RECIPE[:OPTION] --topology=KIND:SIZE [--per_chip_batch=N] [--chunk=N] "
         "[--sweep] "
         "[--config.KEY=VALUE …] [--json]"
     )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE.py[:OPTION]",
-        help="a config file and an option of it; --config.KEY=VALUE changes one of its keys",
-    )
+    add_recipe(parser)
     parser.add_argument(
         "--topology",
         required=True,
@@ -57,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compile for 1, 2, 4 … sequences a chip and several meshes, and say what fits",
     )
+
+
+take_rest = take_overrides
 
 
 def run(args: argparse.Namespace) -> None:

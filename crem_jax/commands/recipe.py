@@ -1,61 +1,62 @@
-"""Configs on the command line: a config file, its option, and overrides of its keys."""
+"""Configs on the command line: a recipe by its name or file, its option, and overrides of keys."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import importlib.util
-import re
+import pkgutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from crem_jax.config import ConfigError
+from crem_jax import configs
+from crem_jax.configs.fields import ConfigError
+from crem_jax.configs.flags import apply_flags
 
-_OVERRIDE = re.compile(r"--?config\.([^=]+)")
 
-
-def read_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The config of a file, locked.
+def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of a recipe, locked, with every key of the schema.
 
     Args:
-      path: "FILE.py" or "FILE.py:option", whose `get_config(option)` gives the config.
+      recipe: "NAME" of a module of `crem_jax.configs` or "FILE.py", and perhaps ":option" behind
+        it: what `get_config(option)` gives.
       overrides: flags such as "--config.optim.lr=1e-4".
 
     Raises:
-      FileNotFoundError: no such file.
-      ConfigError: not a config file, an unknown key (near ones are named), or a value of the wrong
-        type. Errors of the file's own `get_config` are raised as they are.
+      FileNotFoundError: no such file or name.
+      ConfigError: not a config file, an unknown key (near ones are named), or a value that it
+        cannot have. Errors of the recipe's own `get_config` are raised as they are.
     """
-    name, _, option = path.partition(":")
+    name, _, option = recipe.partition(":")
     config = _get_config(name)(*([option] if option else []))
+    config = apply_flags(config, overrides, name)
     config.lock()
-    keys = list(_keys(config))
-    for flag in overrides:
-        match = _OVERRIDE.match(flag)
-        if match and re.sub(r"\[\d+\]", "", match[1]) not in keys:
-            raise ConfigError(_unknown(match[1], keys, name))
-    values = flags.FlagValues()
-    argv = ["crem", *overrides]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    try:
-        rest = values(argv)[1:]
-    except (flags.Error, TypeError) as error:
-        raise ConfigError(str(error)) from error
-    if rest:
-        raise ConfigError(f"unexpected argument {rest[0]!r}; expected --config.KEY=VALUE")
     return config
 
 
-def _get_config(name: str):
+def packaged() -> tuple[str, ...]:
+    """Names of the recipes that ship with the package."""
+    modules = (each.name for each in pkgutil.iter_modules(configs.__path__) if not each.ispkg)
+    return tuple(name for name in modules if name not in configs.NO_RECIPES)
+
+
+def _get_config(name: str) -> Callable[..., ConfigDict]:
+    if name in packaged():
+        return importlib.import_module(f"{configs.__name__}.{name}").get_config
     file = Path(name)
     if not file.is_file():
-        raise FileNotFoundError(f"config file {name} does not exist")
+        near = difflib.get_close_matches(name, packaged(), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise FileNotFoundError(
+            f"config file {name} does not exist, and none of that name ships with the package: "
+            f"{', '.join(packaged())}{hint}"
+        )
     spec = importlib.util.spec_from_file_location("crem_config", file)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise ConfigError(f"config file {name} is no Python file (.py)")
     module = importlib.util.module_from_spec(spec)
     with _importing_from(file.parent):
@@ -78,20 +79,3 @@ def _importing_from(folder: Path) -> Iterator[None]:
             origin = getattr(sys.modules[name], "__file__", None)
             if origin and Path(origin).parent == folder.resolve():
                 del sys.modules[name]
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
-
-
-def _unknown(key: str, keys: Sequence[str], file: str) -> str:
-    last = key.rpartition(".")[2]
-    near = difflib.get_close_matches(key, keys, 3, 0.7)
-    near += [k for k in keys if k.rpartition(".")[2] == last and k not in near]
-    section = key.rpartition(".")[0] if key.rpartition(".")[0] in keys else ""
-    inside = [k for k in keys if k.rpartition(".")[0] == section]
-    hint = f"near matches: {', '.join(near[:5])}" if near else f"known: {', '.join(inside)}"
-    return f"unknown config key {key!r} in {file}; {hint}"

@@ -16,31 +16,31 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from crem_jax.commands.options import whole
+from crem_jax.commands.options import add_recipe, take_overrides, whole
 from crem_jax.errors import CremError
 
 EXAMPLES = """\
-  crem train --config=configs/emoji.py --workdir=runs/emoji
-  crem train --config=configs/emoji.py:smoke --workdir=runs/smoke
-  crem train --config=configs/emoji.py --workdir=runs/slow --config.optim.lr=1e-4
-  bash launch/local_multiprocess.sh 2 --config=configs/emoji.py:smoke --workdir=runs/two"""
+  crem train --config=emoji --workdir=runs/emoji
+  crem train --config=emoji:smoke --workdir=runs/smoke
+  crem train --config=configs/own.py --workdir=runs/slow --config.optim.lr=1e-4
+  crem train --config=emoji --print_config
+  bash launch/local_multiprocess.sh 2 --config=emoji:smoke --workdir=runs/two"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
-        "crem train --config=FILE.py[:OPTION] --workdir=DIR [--config.KEY=VALUE …] [--json]"
+        "crem train --config=RECIPE[:OPTION] --workdir=DIR [--config.KEY=VALUE …] [--json]"
     )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE.py[:OPTION]",
-        help="a config file and an option of it; --config.KEY=VALUE changes one of its keys",
-    )
+    add_recipe(parser)
     parser.add_argument(
         "--workdir",
-        required=True,
         metavar="DIR",
         help="where the run lives: a directory that all processes share, or gs://BUCKET/RUN",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="print every key of the config (docs/config.md says what they mean) and end",
     )
     parser.add_argument(
         "--distributed",
@@ -66,13 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def take_rest(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
     """Keeps the overrides of config keys; anything else is an error."""
-    for text in rest:
-        if text.startswith("-") and not text.lstrip("-").startswith("config."):
-            parser.error(f"unknown argument {text}")
-    args.overrides = rest
+    take_overrides(parser, args, rest)
+    if not args.workdir and not args.print_config:
+        parser.error("the following arguments are required: --workdir")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.print_config:
+        _print_config(args)
+        return 0
     from crem_jax import distributed
 
     with distributed.job(args.distributed):
@@ -86,18 +88,32 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _print_config(args: argparse.Namespace) -> None:
+    from crem_jax.commands.output import print_json
+    from crem_jax.commands.recipe import read_recipe
+    from crem_jax.configs.document import listing
+    from crem_jax.configs.schema import TrainConfig
+
+    config = TrainConfig.of(read_recipe(args.config, args.overrides))
+    if args.json:
+        print_json(config.to_dict())
+    else:
+        print(listing(config))
+
+
 def _train(args: argparse.Namespace) -> None:
     from crem_jax import distributed
     from crem_jax.commands.output import print_json
     from crem_jax.commands.recipe import read_recipe
     from crem_jax.commands.timing import TrainingClock, read_timing
+    from crem_jax.configs.schema import TrainConfig
     from crem_jax.train.run.metrics import WRITERS
 
     names = [name for name in args.log.split(",") if name]
     unknown = [name for name in names if name not in WRITERS]
     if unknown:
         raise CremError(f"--log {unknown[0]!r} is not one of {', '.join(WRITERS)}")
-    config = read_recipe(args.config, args.overrides)
+    config = TrainConfig.of(read_recipe(args.config, args.overrides))
 
     import jax
 
@@ -108,7 +124,7 @@ def _train(args: argparse.Namespace) -> None:
     from crem_jax.train.run.metrics import read_metrics
     from crem_jax.train.run.workdir import RunDirectory
 
-    name = config.get("evaluate", "emoji")
+    name = config.evaluate
     measure = evaluator(name).quick if name else None
     place = RunDirectory.open(args.workdir)
     done = (place.checkpoints / str(config.steps)).is_dir()

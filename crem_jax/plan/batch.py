@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from crem_jax.config import ConfigError, ModelConfig
-from crem_jax.data.batches.spec import BatchSpec, BucketSpec
+from crem_jax.configs.schema.data import BatchSpec, BucketSpec
 from crem_jax.types import Batch, Context, Patches, Target
 
 SEQUENCE = BucketSpec(slots=1280, patches=4096, rows=1, target_slots=256, answers=128)

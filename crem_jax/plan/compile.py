@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from crem_jax import mesh as meshes
 from crem_jax.chips import GIB
 from crem_jax.config import ConfigError
-from crem_jax.data.batches.spec import BatchSpec, make_batch_spec
+from crem_jax.configs.schema import TrainConfig
+from crem_jax.configs.schema.data import BatchSpec
 from crem_jax.flops import model_flops
 from crem_jax.plan import roofline
 from crem_jax.plan.batch import abstract_batch, check_fits, packed_spec
@@ -57,7 +58,7 @@ class Plan:
 
 
 def plan(
-    config: ConfigDict,
+    config: TrainConfig | ConfigDict,
     pod: Pod,
     per_chip_batch: int = 0,
     chunk: int = 0,
@@ -75,12 +76,13 @@ def plan(
       ConfigError: the batch does not divide over the mesh or into chunks, or the config makes no
         sense.
     """
+    config = TrainConfig.of(config)
     objective = make_objective(config)
     shape = layout.mesh_shape(mesh or config.mesh, len(pod.devices))
     if chunk:
         check_chunk(chunk, per_chip_batch, pod.chips, shape)
     grid = pod.mesh(shape)
-    spec = make_batch_spec(config.data)
+    spec = config.data.spec
     if per_chip_batch:
         check_fits(objective.model)
         spec = packed_spec(per_chip_batch * pod.chips)

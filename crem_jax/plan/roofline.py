@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from crem_jax.chips import Chip
 from crem_jax.config import ModelConfig
-from crem_jax.data.batches.spec import BucketSpec
+from crem_jax.configs.schema.data import BucketSpec
 from crem_jax.flops import Flops, decoder_weights, model_flops, training_passes
 from crem_jax.train.objective.joint_loss import LossConfig
 

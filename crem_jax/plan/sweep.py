@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from crem_jax.config import ConfigError
+from crem_jax.configs.schema import TrainConfig
 from crem_jax.plan.compile import Plan, plan
 from crem_jax.plan.pods import Pod
 
@@ -21,7 +22,9 @@ def meshes(devices: int) -> list[tuple[int, int, int]]:
     return shapes
 
 
-def sweep(config: ConfigDict, pod: Pod, first: int = 1, chunk: int = 0) -> Iterator[Plan]:
+def sweep(
+    config: TrainConfig | ConfigDict, pod: Pod, first: int = 1, chunk: int = 0
+) -> Iterator[Plan]:
     """Plans of `first`, twice, four times … as many sequences a chip, until one does not fit.
 
     A batch that does not divide over a mesh or into chunks is left out, and after three of them in

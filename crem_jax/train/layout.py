@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from crem_jax import lazy_array, trees
 from crem_jax import mesh as meshes
 from crem_jax.config import ConfigError
-from crem_jax.data.batches.bucketing import BatchSpec
+from crem_jax.configs.schema.data import BatchSpec
 from crem_jax.errors import CremError
 from crem_jax.model import crem, lora
 from crem_jax.train.objective.info_nce import Metrics

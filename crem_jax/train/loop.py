@@ -15,6 +15,8 @@ from crem_jax import distributed
 from crem_jax import mesh as meshes
 from crem_jax.checkpoints.model_directory import save_model_files
 from crem_jax.config import ConfigError
+from crem_jax.configs.schema import TrainConfig
+from crem_jax.configs.schema.train import EVAL
 from crem_jax.data.batches.shards import iterate
 from crem_jax.flops import model_flops
 from crem_jax.inference.model import Model
@@ -30,12 +32,10 @@ from crem_jax.train.run.workdir import RunDirectory
 from crem_jax.train.setup import Parts, make_parts
 
 Evaluate = Callable[[Model], dict[str, float]]
-_EVAL = "eval/"
-"""Begins the names of what an evaluation measures."""
 
 
 def train(
-    config: ConfigDict,
+    config: TrainConfig | ConfigDict,
     workdir: str | Path | RunDirectory,
     evaluate: Evaluate | None = None,
     *,
@@ -45,7 +45,7 @@ def train(
     """Trains until `config.steps`, continuing from the last whole checkpoint in `workdir`, if any.
 
     Args:
-      config: see `configs/`.
+      config: what a recipe of `crem_jax.configs` gives; see docs/config.md.
       workdir: the run directory, made if absent, shared by all processes; or gs://BUCKET/RUN.
       evaluate: called every `config.eval_every` steps; its metrics are logged under `eval/`.
       log_to: names of `metrics.WRITERS` that get the metrics beside metrics.jsonl.
@@ -61,10 +61,10 @@ def train(
       Preempted: SIGTERM came, and the run has saved.
       Diverged: `config.max_nonfinite` steps in a row were not finite.
     """
-    best_metric = config.get("best_metric") if evaluate else None
-    _check_keys(config, best_metric)
+    config = TrainConfig.of(config)
+    best_metric = config.best_metric if evaluate else ""
     run = workdir if isinstance(workdir, RunDirectory) else RunDirectory.open(workdir)
-    wanted = recipe.recipe_of(config)
+    wanted = config.to_dict()
     distributed.on_main(lambda: recipe.refuse_another(run.local, wanted))
     parts = make_parts(config, run.local)
 
@@ -108,12 +108,12 @@ def train(
         writers = [WRITERS[name](run.local, first, wanted) for name in log_to]
         log = MetricsLog(run.local / "metrics.jsonl", first, writers)
 
-    watch = FiniteWatch(config.get("max_nonfinite", 10), stream.record_ids)
+    watch = FiniteWatch(config.max_nonfinite, stream.record_ids)
     trace = Trace(run.local / "profile", first + 3, profile if distributed.is_main() else 0)
 
     # ---------------------------------------------------------------- Loop
-    save_every = config.get("checkpoint_every") or config.eval_every
-    meter = Meter(samples, *_work(parts, config.get("peak_flops")))
+    save_every = config.checkpoint_every or config.eval_every
+    meter = Meter(samples, *_work(parts, config.peak_flops))
     step, stop, pending = first, False, []
     bar = Progress(config.steps, first, quiet=not distributed.is_main())
     with jax.set_mesh(mesh), Preemption() as preemption, trace, bar as progress:
@@ -142,7 +142,7 @@ def train(
             if evaluate and (last or (step % config.eval_every == 0 and not stop)):
                 progress.note("evaluating")
                 model = Model(parts.model, _model_params(state), parts.tokenizer)
-                scores = {f"{_EVAL}{k}": float(v) for k, v in evaluate(model).items()}
+                scores = {f"{EVAL}{k}": float(v) for k, v in evaluate(model).items()}
                 log.write(step, scores)
                 progress.show(step, scores)
                 meter.restart()
@@ -166,19 +166,6 @@ def train(
     if step < config.steps:
         raise Preempted(step)
     return Model(parts.model, _model_params(state), parts.tokenizer)
-
-
-def _check_keys(config: ConfigDict, best_metric: str | None) -> None:
-    """Raises ConfigError for what would otherwise end the run after it has compiled."""
-    least = {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 0}
-    for key, low in least.items():
-        if (value := config.get(key, low)) < low:
-            raise ConfigError(f"config.{key} = {value} must be at least {low}")
-    if best_metric and not best_metric.startswith(_EVAL):
-        raise ConfigError(
-            f"config.best_metric {best_metric!r} does not begin with {_EVAL!r}, as every metric "
-            "of an evaluation does"
-        )
 
 
 def _work(parts: Parts, peak: float | None) -> tuple[float, float | None]:

@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from crem_jax.config import ConfigError, ModelConfig
-from crem_jax.data.batches.spec import make_batch_spec
+from crem_jax.configs.schema import TrainConfig
+from crem_jax.configs.schema.loss import LossConfig
 from crem_jax.data.batches.stream import Stream
 from crem_jax.data.inputs.prompt import Prompter
 from crem_jax.data.sources.registry import make_sources
 from crem_jax.model import crem
-from crem_jax.train.objective.joint_loss import LossConfig
 from crem_jax.train.objective.step import init_params
 from crem_jax.train.optim import learning_rates, make_optimizer, schedule
 from crem_jax.train.start import TOKENIZER_DIR, scratch_model, starting_point
@@ -57,27 +57,28 @@ class Parts(Objective):
     weights: Callable[[], crem.Params] | None
 
 
-def make_parts(config: ConfigDict, run: Path | None = None) -> Parts:
+def make_parts(config: TrainConfig | ConfigDict, run: Path | None = None) -> Parts:
     """The parts of a config.
 
     Args:
       run: directory of a run that may have begun; its model is then the one there.
 
     Raises:
-      ConfigError, ValueError: the config makes no sense; the message names the key.
+      ConfigError: the config makes no sense; the message names the key.
       OSError: files it names are not there.
     """
+    config = TrainConfig.of(config)
     start = starting_point(config, run)
     model, tokenizer = start.model, start.tokenizer
     stream = Stream(
         make_sources(config.data.sources),
-        make_batch_spec(config.data),
+        config.data.spec,
         Prompter(
             model,
             tokenizer,
             hard_max=True,
-            fast_jpeg=config.data.get("fast_jpeg", False),
-            fast_resize=config.data.get("fast_resize", False),
+            fast_jpeg=config.data.fast_jpeg,
+            fast_resize=config.data.fast_resize,
         ),
         config.seed,
         jax.process_index(),
@@ -87,26 +88,23 @@ def make_parts(config: ConfigDict, run: Path | None = None) -> Parts:
     return Parts(**vars(objective), tokenizer=tokenizer, stream=stream, weights=start.weights)
 
 
-def make_objective(config: ConfigDict, model: ModelConfig | None = None) -> Objective:
+def make_objective(config: TrainConfig | ConfigDict, model: ModelConfig | None = None) -> Objective:
     """The step of a config, for its own model from scratch unless another is given.
 
     Nothing is allocated and no data is opened.
     """
+    config = TrainConfig.of(config)
     if model is None:
         model = scratch_model(config.model, AutoTokenizer.from_pretrained(TOKENIZER_DIR))
-    loss = _loss(config, model)
+    loss = config.loss.of_step(model, config.data.buckets)
     abstract = jax.eval_shape(lambda: init_params(model, loss, jax.random.key(0)))
-    rules = config.optim.get("rates", ())
-    rates = learning_rates(rules, nn.meta.unbox(abstract), model.lora is not None)
+    rates = learning_rates(config.optim.rates, nn.meta.unbox(abstract), model.lora is not None)
     frozen = frozenset(path for path, rate in rates.items() if not rate)
     if len(frozen) == len(rates):
         raise ConfigError("optim.rates freezes every parameter; nothing is left to train")
     seen = [path for path in rates if path.startswith("vision/") and path not in frozen]
     if loss.cache_vision and seen:
         raise ConfigError(f"loss.cache_vision needs a frozen vision tower, but {seen[0]} trains")
-    frozen_dtype = config.optim.get("frozen_dtype") or "float32"
-    if frozen_dtype not in ("float32", "bfloat16"):
-        raise ConfigError(f"optim.frozen_dtype {frozen_dtype!r} is not one of float32, bfloat16")
     return Objective(
         model=model,
         loss=loss,
@@ -114,32 +112,5 @@ def make_objective(config: ConfigDict, model: ModelConfig | None = None) -> Obje
         learning_rate=schedule(config.optim, config.steps),
         rates=rates,
         frozen=frozen,
-        frozen_dtype=frozen_dtype,
+        frozen_dtype=config.optim.frozen_dtype,
     )
-
-
-def _loss(config: ConfigDict, model: ModelConfig) -> LossConfig:
-    known = {field.name for field in dataclasses.fields(LossConfig)}
-    unknown = sorted(set(config.loss) - known)
-    if unknown:
-        raise ConfigError(f"unknown key loss.{unknown[0]}; known keys: {', '.join(sorted(known))}")
-    values = {"temperature": model.temperature, **config.loss}
-    chunks = values.get("chunk_rows") or {}
-    chunks = dict.fromkeys(config.data.buckets, chunks) if isinstance(chunks, int) else dict(chunks)
-    for name, rows in chunks.items():
-        if name not in config.data.buckets:
-            names = ", ".join(sorted(config.data.buckets))
-            raise ConfigError(f"loss.chunk_rows.{name}: no such bucket; data.buckets has {names}")
-        if rows < 0:
-            raise ConfigError(f"loss.chunk_rows.{name} = {rows} must be at least 0")
-    for dim in values.get("dims", ()):
-        if not 1 <= dim <= model.text.hidden_size:
-            raise ConfigError(f"loss.dims: {dim} is not in 1..{model.text.hidden_size}")
-    chunks = {name: rows for name, rows in chunks.items() if rows}
-    loss = LossConfig(**values | {"chunk_rows": tuple(sorted(chunks.items()))})
-    if not model.num_chorus and (loss.retrieval or loss.p_compressed):
-        raise ConfigError(
-            f"loss.retrieval = {loss.retrieval} and loss.p_compressed = {loss.p_compressed} must "
-            "be 0 for a model without chorus tokens (model.num_chorus = 0)"
-        )
-    return loss

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from crem_jax.checkpoints import model_directory
 from crem_jax.checkpoints.open import open_parts
-from crem_jax.config import ConfigError, LoRAConfig, ModelConfig, build
+from crem_jax.config import ConfigError, ModelConfig, TextConfig, VisionConfig
+from crem_jax.configs.fields import REQUIRED, default_of, key_of
+from crem_jax.configs.schema import TrainConfig
+from crem_jax.configs.schema.model import ModelSection
 from crem_jax.convert.chorus import add_chorus, chorus_tokens
 from crem_jax.convert.huggingface import read_tokenizer
 from crem_jax.model import crem
+
+T = TypeVar("T")
 
 TOKENIZER_DIR = Path(__file__).parents[1] / "assets" / "tokenizer"
 _SPECIAL = {
@@ -28,10 +31,7 @@ _SPECIAL = {
     "eos_token_id": "<|im_end|>",
     "pad_token_id": "<|endoftext|>",
 }
-_OF_THE_RUN = ("dtype", "remat", "unroll", "attention", "temperature", "system_prompt")
 _OF_THE_DATA = ("min_pixels", "max_pixels")
-_KEYS = (*_OF_THE_RUN, "text", "vision", "num_chorus", "chorus_token", "lora")
-"""Of the `model` section beside an `init_from`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Start:
     weights: Callable[[], crem.Params] | None = None
 
 
-def starting_point(config: ConfigDict, run: Path | None = None) -> Start:
+def starting_point(config: TrainConfig, run: Path | None = None) -> Start:
     """The model of a config: new by its `model` section, or the one in the directory `init_from`.
 
     What `init_from` holds decides the shape; the section then only says how it is run (dtype,
@@ -57,17 +57,12 @@ def starting_point(config: ConfigDict, run: Path | None = None) -> Start:
 
     Raises:
       FileNotFoundError, ValueError: there is no model.
-      ConfigError: it is not what the section says, or the section has other keys.
+      ConfigError: it is not what the section says.
     """
-    source = config.get("init_from")
+    source = config.init_from
     if not source:
         tokenizer = AutoTokenizer.from_pretrained(TOKENIZER_DIR)
         return Start(scratch_model(config.model, tokenizer), tokenizer)
-    for key in config.model:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(_KEYS)}"
-            raise ConfigError(f"config.model.{key} says nothing beside config.init_from; {hint}")
 
     def opened() -> tuple[ModelConfig, crem.Params, Any]:
         if not Path(source).is_dir():
@@ -75,8 +70,8 @@ def starting_point(config: ConfigDict, run: Path | None = None) -> Start:
                 f"config.init_from {source!r} is no directory; expected one that `crem import` "
                 "made or a Hugging Face one, or '' for random weights"
             )
-        parts, count = open_parts(source), config.model.get("num_chorus", 0) or 16
-        if token := config.model.get("chorus_token", ""):
+        parts, count = open_parts(source), config.model.num_chorus or 16
+        if token := config.model.chorus_token:
             first = _chorus_id(token, count, parts[2])
             return parts[0].replace(num_chorus=1, first_chorus_id=first), *parts[1:]
         return add_chorus(*parts, count)
@@ -88,18 +83,37 @@ def starting_point(config: ConfigDict, run: Path | None = None) -> Start:
     return Start(_adapted(model, config.model, source), tokenizer, lambda: opened()[1])
 
 
-def scratch_model(section: ConfigDict, tokenizer: Any) -> ModelConfig:
-    """The `model` section with the tokenizer's special token ids filled in."""
+def scratch_model(section: ModelSection, tokenizer: Any) -> ModelConfig:
+    """The `model` section with the tokenizer's special token ids filled in.
+
+    Raises:
+      ConfigError: it makes no model, or leaves out what a new one needs.
+    """
     ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in _SPECIAL.items()}
-    values = {**section.to_dict(), **ids}
-    token = values.pop("chorus_token", "")
-    if section.get("num_chorus", 0):
+    values = {**section.running(), **ids, "lora": section.lora}
+    if section.num_chorus:
+        token = section.chorus_token
+        values["num_chorus"] = section.num_chorus
         values["first_chorus_id"] = (
             _chorus_id(token, section.num_chorus, tokenizer)
             if token
             else tokenizer.convert_tokens_to_ids(chorus_tokens(1)[0])
         )
-    return ModelConfig.from_dict(values)
+    return ModelConfig(
+        text=_whole(TextConfig, section.text, "config.model.text"),
+        vision=_whole(VisionConfig, section.vision, "config.model.vision"),
+        **values,
+    )
+
+
+def _whole(cls: type[T], stated: Mapping[str, Any], where: str) -> T:
+    for each in dataclasses.fields(cls):
+        if default_of(each) is REQUIRED and each.name not in stated:
+            raise ConfigError(
+                f"{where}.{each.name} is not set; a model from scratch (config.init_from = '') "
+                f"needs it: {key_of(each).doc}"
+            )
+    return cls(**stated)
 
 
 def _chorus_id(token: str, num_chorus: int, tokenizer: Any) -> int:
@@ -112,23 +126,20 @@ def _chorus_id(token: str, num_chorus: int, tokenizer: Any) -> int:
     return row
 
 
-def _adapted(model: ModelConfig, section: ConfigDict, source: str) -> ModelConfig:
+def _adapted(model: ModelConfig, section: ModelSection, source: str) -> ModelConfig:
     """The model that was found, run as the section says."""
-    values = section.to_dict()
     wrong = []
-    for part, stated in (("text", values.get("text", {})), ("vision", values.get("vision", {}))):
-        found = dataclasses.asdict(getattr(model, part))
+    for part, stated in (("text", section.text), ("vision", section.vision)):
         for key, value in stated.items():
-            value = tuple(value) if isinstance(value, list) else value
-            if key not in _OF_THE_DATA and found.get(key) != value:
-                wrong.append(f"{part}.{key} is {found.get(key)}, config.model says {value}")
-    if values.get("num_chorus") not in (None, model.num_chorus):
-        wrong.append(f"num_chorus is {model.num_chorus}, config.model says {values['num_chorus']}")
+            found = getattr(getattr(model, part), key)
+            if key not in _OF_THE_DATA and found != value:
+                wrong.append(f"{part}.{key} is {found}, config.model says {value}")
+    if section.num_chorus not in (None, model.num_chorus):
+        wrong.append(f"num_chorus is {model.num_chorus}, config.model says {section.num_chorus}")
     if wrong:
         raise ConfigError(f"config.init_from {source!r}: {'; '.join(wrong)}")
-    pixels = {key: values["vision"][key] for key in _OF_THE_DATA if key in values.get("vision", {})}
-    changes = {key: values[key] for key in _OF_THE_RUN if key in values}
-    changes["vision"] = dataclasses.replace(model.vision, **pixels)
-    if values.get("lora"):
-        changes["lora"] = build(LoRAConfig, values["lora"], "model.lora")
+    pixels = {key: section.vision[key] for key in _OF_THE_DATA if key in section.vision}
+    changes = {**section.running(), "vision": dataclasses.replace(model.vision, **pixels)}
+    if section.lora is not None:
+        changes["lora"] = section.lora
     return model.replace(**changes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -23,13 +22,14 @@ from crem_jax.ablation.studies import CREM, STUDIES, TABLES
 from crem_jax.ablation.study import Row, Setting, Study
 from crem_jax.ablation.table import collect, markdown, verdict
 from crem_jax.commands.recipe import read_recipe
-from crem_jax.data.batches.spec import make_batch_spec
+from crem_jax.configs.schema import TrainConfig
 from crem_jax.data.sources.registry import make_sources
 from crem_jax.report.ablation import draw
 from crem_jax.train.setup import make_objective
 from tests.support.cli_runner import crem
+from tests.support.tiny_run import tiny_config
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "emoji.py")
+CONFIG = "emoji"
 ALL = {**TABLES, **STUDIES}
 
 
@@ -42,8 +42,8 @@ def test_every_setting_of_every_study_is_a_config_that_can_be_trained():
     assert len({setting.name for setting in settings}) == len(settings) > 25
     for setting in settings:
         config = config_of(setting)
-        objective, spec = make_objective(config), make_batch_spec(config.data)
-        plain = make_batch_spec(config_of(CREM).data)
+        objective, spec = make_objective(config), TrainConfig.of(config).data
+        plain = TrainConfig.of(config_of(CREM)).data
         for name, bucket in spec.buckets.items():
             room = bucket.slots - objective.model.num_chorus - 16 * ("system" in setting.option)
             assert room == plain.buckets[name].slots - 8
@@ -74,7 +74,7 @@ def test_the_two_kinds_of_questions_train_on_as_many_pairs_and_conversations():
     for option in ("arm=crem", "arm=crem,heterogeneous"):
         config = config_of(Setting(option))
         pairs = turns = both = 0
-        for name, source in make_sources(config.data.sources).items():
+        for name, source in make_sources(TrainConfig.of(config).data.sources).items():
             record = source.record(3, np.random.default_rng(0))
             count = config.data.records[name]
             pairs += count * bool(record.positives)
@@ -212,13 +212,9 @@ def test_wrong_usage_of_ablate_is_one_line(capsys, tmp_path):
 @pytest.fixture(scope="module")
 def toy_config():
     """`tiny_run.tiny_config` for every setting."""
-    path = Path(__file__).parents[1] / "support" / "tiny_run.py"
-    spec = importlib.util.spec_from_file_location("tiny_run_here", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def config_of(setting: Setting):
-        config = module.tiny_config(4)
+        config = tiny_config(4)
         config.loss.elastic = 0.0
         return config
 

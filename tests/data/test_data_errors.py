@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crem_jax.configs.schema.data import BatchSpec, BucketSpec
 from crem_jax.data.batches import packing
 from crem_jax.data.batches.iterator import BatchIterator
-from crem_jax.data.batches.spec import BatchSpec, BucketSpec
 from crem_jax.data.batches.stream import Stream
 from crem_jax.data.images import decode, processor
 from crem_jax.data.images.decode import PictureError, open_picture, peek
@@ -188,15 +188,15 @@ def test_a_path_with_a_nul_and_an_id_of_half_a_character_are_errors_of_the_recor
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        ({"kind": "folder", "path": 5}, "path is 5; expected a text or a path"),
-        ({"kind": "scenes", "size": "big"}, "size is 'big'; expected a whole number"),
-        ({"kind": "scenes", "text": True}, "text is True; expected a number"),
-        ({"kind": "folder", "path": ".", "bare": 1}, "bare is 1; expected true or false"),
+        ({"kind": "folder", "path": 5}, "path = 5: expected a text"),
+        ({"kind": "scenes", "size": "big"}, "size = 'big': expected a whole number"),
+        ({"kind": "scenes", "text": True}, "text = True: expected a number"),
+        ({"kind": "folder", "path": ".", "bare": 1}, "bare = 1: expected true or false"),
     ],
 )
 def test_an_argument_of_another_type_is_refused_by_its_key(arguments, complaint):
-    with pytest.raises(CremError, match=f"^data.sources.a: {complaint}"):
-        registry.make_sources({"a": arguments})
+    with pytest.raises(CremError, match=f"^data.sources.a.{complaint}"):
+        registry.make_source(arguments.pop("kind"), arguments, "data.sources.a")
 
 
 # bugs
@@ -222,7 +222,6 @@ def test_a_bug_in_batching_packing_or_patches_ends_the_stream(monkeypatch, where
 
 
 def test_a_bug_in_packing_ends_a_training_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(registry, "SOURCES", {**registry.SOURCES, "toy": toy.Toy})
     monkeypatch.setattr(packing, "write_target", wrong_shapes)
     with pytest.raises(ValueError, match=BUG) as met:
         train(tiny_config(2), tmp_path)
@@ -231,12 +230,12 @@ def test_a_bug_in_packing_ends_a_training_run(monkeypatch, tmp_path):
 
 def test_a_bug_in_the_construction_of_a_source_is_no_error_of_its_arguments(monkeypatch):
     class Broken:
-        def __init__(self):
+        def __init__(self, **_):
             wrong_shapes()
 
-    monkeypatch.setattr(registry, "SOURCES", {"broken": Broken})
+    monkeypatch.setitem(registry.SOURCES, "emoji", Broken)
     with pytest.raises(ValueError, match=BUG) as met:
-        registry.make_sources({"broken": {}})
+        registry.make_source("emoji", {})
     assert not isinstance(met.value, CremError)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crem_jax.data.batches.spec import BatchSpec, BucketSpec
+from crem_jax.configs.schema.data import BatchSpec, BucketSpec
 from crem_jax.data.batches.stream import Skip, Stream
 from crem_jax.data.inputs.prompt import Prompter
 from crem_jax.data.sources.command_line import parse_source

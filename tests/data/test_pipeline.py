@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from crem_jax.configs.schema.data import BucketSpec
 from crem_jax.data.batches.bucketing import Batcher
 from crem_jax.data.batches.iterator import BatchIterator
 from crem_jax.data.batches.packing import BatchPacker
-from crem_jax.data.batches.spec import BucketSpec
 from crem_jax.data.batches.stream import Stream
 from crem_jax.data.records import Item, Record
 from crem_jax.types import CHORUS, CONTEXT, Batch

@@ -17,7 +17,7 @@ from PIL import Image
 from crem_jax.data.images.folders import pictures_in
 from crem_jax.data.records import Item, Record
 from crem_jax.data.sources.formats.mmeb import VLM2VEC_V2_CAPS
-from crem_jax.data.sources.registry import make_source, make_sources
+from crem_jax.data.sources.registry import make_source
 from crem_jax.data.sources.selected import write_index
 
 PICTURE = "cat.png"
@@ -347,37 +347,37 @@ def test_a_file_that_is_no_json_list_is_refused(tmp_path, text, complaint):
 
 
 def test_a_half_of_every_record_may_be_left_out():
-    whole = make_sources({"s": {"kind": "scenes"}})["s"].record(3)
-    pairs = make_sources({"s": {"kind": "scenes", "only": "retrieval"}})["s"].record(3)
-    told = make_sources({"s": {"kind": "scenes", "only": "turns", "limit": 9}})["s"]
+    whole = make_source("scenes", {}).record(3)
+    pairs = make_source("scenes", {"only": "retrieval"}).record(3)
+    told = make_source("scenes", {"only": "turns", "limit": 9})
     assert len(told) == 9 and whole.turns and whole.negatives
     assert pairs.positives[0].text == whole.positives[0].text and not pairs.turns
     record = told.record(3)
     assert record.turns and not record.positives and not record.negatives
-    half = make_sources({"s": {"kind": "emoji", "only": "turns"}})["s"]
+    half = make_source("emoji", {"only": "turns"})
     assert hasattr(pickle.loads(pickle.dumps(half)), "clustered_order")
     assert not hasattr(told, "clustered_order")
-    with pytest.raises(ValueError, match="only is 'half'; expected retrieval or turns"):
-        make_sources({"s": {"kind": "scenes", "only": "half"}})
+    with pytest.raises(ValueError, match="only 'half' is not one of retrieval, turns"):
+        make_source("scenes", {"only": "half"})
 
 
 def test_an_index_and_a_limit_choose_records_of_any_source(root):
     path = jsonl(root, *({"query": f"q{i}", "positives": "a"} for i in range(20)))
     good = np.arange(20) % 4 != 0
     write_index(root / "index.json", good)
-    arguments = {"kind": "jsonl", "path": path, "index": root / "index.json"}
-    source = make_sources({"mine": arguments})["mine"]
+    arguments = {"path": path, "index": root / "index.json"}
+    source = make_source("jsonl", arguments)
     assert [source.record(i).query.text for i in range(3)] == ["q1", "q2", "q3"]
     assert len(source) == 15
-    few = make_sources({"mine": {**arguments, "limit": 5}})["mine"]
+    few = make_source("jsonl", {**arguments, "limit": 5})
     texts = [few.record(i).query.text for i in range(len(few))]
     assert len(texts) == 5 and all(int(text[1:]) % 4 for text in texts)
     jsonl(root, *({"query": "q", "positives": "a"} for i in range(19)))
     with pytest.raises(ValueError, match=r"data\.sources\.mine: index .* is for 20 records and"):
-        make_sources({"mine": arguments})
+        make_source("jsonl", arguments, "data.sources.mine")
     (root / "index.json").write_text("{}")
     with pytest.raises(ValueError, match="is none that `crem doctor` wrote"):
-        make_sources({"mine": arguments})
+        make_source("jsonl", arguments, "data.sources.mine")
 
 
 @pytest.mark.parametrize(
@@ -386,10 +386,10 @@ def test_an_index_and_a_limit_choose_records_of_any_source(root):
         ({"kind": "jsonl"}, "data.sources.a: a source of kind 'jsonl' needs 'path'"),
         ({"kind": "jsonl", "file": "x"}, "takes no 'file'; it takes path, image_root, bare, index"),
         ({"kind": "json"}, "data.sources.a.kind 'json' is not one of emoji, folder, jsonl, mmeb"),
-        ({"kind": "emoji", "limit": 0}, "data.sources.a: limit is 0; expected a whole number"),
+        ({"kind": "emoji", "limit": 0}, "data.sources.a.limit = 0 must be at least 1"),
         ({"kind": "emoji", "split": "x"}, "data.sources.a: unknown emoji split 'x'"),
     ],
 )
 def test_unknown_and_missing_arguments_of_sources_are_named(arguments, complaint):
     with pytest.raises(ValueError, match=re.escape(complaint)):
-        make_sources({"a": arguments})
+        make_source(arguments.pop("kind"), arguments, "data.sources.a")

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crem_jax.configs.schema import tree
+from crem_jax.configs.schema.data import BatchSpec, BucketSpec, DataConfig
 from crem_jax.data.batches.bucket_planning import best_widths, share_rows
 from crem_jax.data.batches.iterator import BatchIterator
 from crem_jax.data.batches.mixture import CYCLE, Mixture, SampleRef
-from crem_jax.data.batches.spec import BatchSpec, BucketSpec, make_batch_spec
 from crem_jax.data.batches.stream import Stream
 from crem_jax.data.inputs.prompt import Prompter
 from crem_jax.data.records import Item, Record
@@ -304,16 +305,19 @@ def test_five_shapes_waste_less_than_a_tenth_on_real_picture_sizes():
         ({"shuffle": True}, "unknown key data.shuffle"),
         (
             {"buckets": {"x": {"slots": 4, "patches": 0, "rows": 1, "wide": 2}}},
-            r"data.buckets.x: .*wide",
+            r"unknown key data\.buckets\.x\.wide; known keys: answers",
         ),
-        ({"buckets": {"x": {"slots": -4, "patches": 0, "rows": 1}}}, "data.buckets.x: slots = -4"),
+        (
+            {"buckets": {"x": {"slots": -4, "patches": 0, "rows": 1}}},
+            r"data\.buckets\.x\.slots = -4 must be at least 0",
+        ),
         ({"keep": 0}, "data.keep = 0"),
     ],
 )
 def test_a_data_section_that_makes_no_sense_is_refused_by_its_key(changes, message):
     data = {"buckets": {}, "candidates": 4, "records": {"a": 4}, "sources": {}, **changes}
     with pytest.raises(ValueError, match=message):
-        make_batch_spec(data)
+        tree.build(DataConfig, tree.fill(DataConfig, data), "data")
 
 
 def test_a_share_of_nothing_is_refused_by_its_key():

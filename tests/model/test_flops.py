@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from crem_jax.config import TextConfig
-from crem_jax.data.batches.spec import BucketSpec
+from crem_jax.configs.schema.data import BucketSpec
 from crem_jax.flops import Flops, decoder_weights, model_flops, training_passes
 from crem_jax.model import crem
 from crem_jax.types import Context, Patches, Target

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,8 @@ import pytest
 
 from crem_jax.chips import CHIPS
 from crem_jax.config import ConfigError, ModelConfig
-from crem_jax.data.batches.spec import BucketSpec
+from crem_jax.configs import qwen2_vl
+from crem_jax.configs.schema.data import BucketSpec
 from crem_jax.data.batches.stream import Stream
 from crem_jax.flops import model_flops
 from crem_jax.plan import report
@@ -129,12 +129,11 @@ def test_chunks_cost_another_forward_pass_of_contexts_and_of_pictures_that_are_n
 
 
 def _model_2b() -> ModelConfig:
-    common = runpy.run_path(str(ROOT / "configs" / "common.py"))
     return ModelConfig.from_dict(
         {
             **toy.config().to_dict(),
-            "text": common["TEXT"]["2b"],
-            "vision": common["VISION"],
+            "text": qwen2_vl.TEXT["2b"],
+            "vision": qwen2_vl.VISION,
             "num_chorus": 16,
             "first_chorus_id": 151_657,
             "remat": "full",

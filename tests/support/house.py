@@ -33,8 +33,8 @@ LEVELS = (
     ("data.tools", "data.batches", "checkpoints"),
     ("data.sources", "convert"),
     ("data.sources.formats", "data.emoji", "data.inputs"),
-    ("data.sources.base", "data.images", "library.entry", "library.ann"),
-    ("data", "model", "serve"),
+    ("data.sources.base", "data.images", "library.entry", "library.ann", "configs"),
+    ("data", "model", "serve", "configs.schema"),
     ("ground",),
 )
 """The rooms, the highest level first: packages and single modules of crem_jax. A file belongs to
@@ -47,6 +47,7 @@ MEMBERS = {
     "ground": (
         "chips",
         "config",
+        "configs.fields",
         "distributed",
         "errors",
         "files",

@@ -1,4 +1,4 @@
-"""`configs/emoji.py` made tiny and fed with `toy.Toy`; as a script it trains in its own process.
+"""The emoji recipe made tiny and fed with `toy.Toy`; as a script it trains in its own process.
 
 python tests/support/tiny_run.py WORKDIR STEPS [KEY=JSON …]
     [--distributed=HOST:PORT,N,I] [--interleave]
@@ -6,7 +6,6 @@ python tests/support/tiny_run.py WORKDIR STEPS [KEY=JSON …]
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
@@ -20,20 +19,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from crem_jax.configs import emoji
 from crem_jax.data.sources import registry
 from crem_jax.train.run.metrics import read_metrics
 from tests.support import toy
 
-registry.SOURCES = {**registry.SOURCES, "toy": toy.Toy}
-CONFIG = Path(__file__).parents[2] / "configs" / "emoji.py"
+registry.register("toy", toy.Toy)
+ROOT = Path(__file__).parents[2]
 
 
 def tiny_config(steps: int = 12) -> ConfigDict:
     """A second of training after compilation; a checkpoint every 2 steps, every step logged."""
-    spec = importlib.util.spec_from_file_location("emoji_config", CONFIG)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = emoji.get_config()
     config.steps, config.log_every, config.eval_every = steps, 1, 2
     config.max_nonfinite, config.checkpoint_every = 3, 2
     config.optim.update(name="adamw", warmup=2)
@@ -74,7 +71,7 @@ def start(
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(CONFIG.parents[1]),
+        "PYTHONPATH": str(ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

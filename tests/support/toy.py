@@ -9,8 +9,8 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from crem_jax.config import ModelConfig, TextConfig, VisionConfig
+from crem_jax.configs.schema.data import BatchSpec, BucketSpec
 from crem_jax.convert.chorus import chorus_tokens
-from crem_jax.data.batches.spec import BatchSpec, BucketSpec
 from crem_jax.data.inputs.prompt import Prompter
 from crem_jax.data.records import Item, Record
 from crem_jax.train.start import TOKENIZER_DIR

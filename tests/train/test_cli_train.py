@@ -45,11 +45,8 @@ def test_overrides_take_the_type_of_the_key():
     assert config.loss.generation == 0
 
 
-SMALL = f"""
-import importlib.util as u
-spec = u.spec_from_file_location("emoji", {CONFIG!r})
-emoji = u.module_from_spec(spec)
-spec.loader.exec_module(emoji)
+SMALL = """
+from crem_jax.configs import emoji
 
 def get_config(arg):
     config = emoji.get_config(arg)
@@ -61,7 +58,7 @@ def get_config(arg):
         del config.data[section][key]
     return config
 """
-"""The packaged config for a smaller model that sees no scenes: quick to compile."""
+"""The packaged recipe for a smaller model that sees no scenes: quick to compile."""
 
 
 def test_train_then_eval_and_the_same_command_trains_no_further(

@@ -125,8 +125,8 @@ def test_a_shape_other_than_that_of_the_weights_is_refused(tiny_model_dir):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("system_promt", "x", r"config\.model\.system_promt says nothing .* mean system_prompt\?"),
-        ("pad_token_id", 3, r"config\.model\.pad_token_id says nothing .*; known keys: dtype, "),
+        ("system_promt", "x", r"unknown key model\.system_promt; .* mean model\.system_prompt\?"),
+        ("pad_token_id", 3, r"unknown key model\.pad_token_id; known keys: attention, chorus_"),
         ("lora", {**LORA, "dropout": 0.1}, r"unknown key model\.lora\.dropout; known keys"),
     ],
 )

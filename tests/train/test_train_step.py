@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
 from crem_jax import trees
 from crem_jax.config import ConfigError
+from crem_jax.configs.schema.optim import OptimConfig
 from crem_jax.data.batches.stream import Stream
 from crem_jax.model import crem
 from crem_jax.model.pooling import pool_traced
@@ -29,8 +29,9 @@ from tests.support.tiny_run import tiny_config
 KEY = jax.random.key(5)
 FULL = LossConfig(temperature=0.1)
 PLAIN = dataclasses.replace(FULL, elastic=0.0, symmetric=False)
-OPTIM = tiny_config().optim
-OPTIM.update(name="adamw", lr=3e-3, warmup=0, decay="linear", final=1.0)
+OPTIM = dataclasses.replace(
+    OptimConfig(**tiny_config().optim), lr=3e-3, warmup=0, decay="linear", final=1.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -292,9 +293,7 @@ def test_weight_decay_falls_on_matrices_and_tables_alone(params):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_without_gradients_decayed_parameters_shrink_and_the_others_stay(params, name):
-    optim = ConfigDict(
-        {**OPTIM.to_dict(), "name": name, "lr": 0.1, "adam_lr": 0.1, "weight_decay": 0.5}
-    )
+    optim = dataclasses.replace(OPTIM, name=name, lr=0.1, adam_lr=0.1, weight_decay=0.5)
     optimizer = make_optimizer(optim, 10)
 
     @jax.jit
@@ -310,7 +309,7 @@ def test_without_gradients_decayed_parameters_shrink_and_the_others_stay(params,
 
 
 def test_warm_up_rises_to_the_rate_and_decay_ends_at_its_share():
-    config = ConfigDict({**OPTIM.to_dict(), "warmup": 5, "decay": "cosine", "final": 0.1})
+    config = dataclasses.replace(OPTIM, warmup=5, decay="cosine", final=0.1)
     rate = schedule(config, 50)
     rates = [float(rate(step)) for step in range(51)]
     assert 0 < rates[0] < rates[2] < 3e-3
@@ -318,7 +317,7 @@ def test_warm_up_rises_to_the_rate_and_decay_ends_at_its_share():
     assert rates[50] == pytest.approx(3e-4, rel=1e-3)
     assert all(a >= b for a, b in itertools.pairwise(rates[5:]))
     with pytest.raises(ValueError, match=r"optim\.decay 'steps' is not one of cosine, linear"):
-        schedule(ConfigDict({**OPTIM.to_dict(), "decay": "steps"}), 50)
+        dataclasses.replace(OPTIM, decay="steps")
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_its_number(params, batch):

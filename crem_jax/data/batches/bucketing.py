@@ -16,11 +16,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from crem_jax.configs.schema.data import BatchSpec
 from crem_jax.data.batches.bucket_planning import loss_of
-from crem_jax.data.batches.spec import LEAST_KEPT, BatchSpec
 from crem_jax.data.inputs.padding import PromptError, TargetRow
 from crem_jax.data.inputs.prompt import Draft, Prompter
 from crem_jax.data.records import Record
+
+LEAST_KEPT = 0.1
+"""Share of its vision tokens that a picture keeps at the least when its batch runs out of rows."""
 
 _LAST_RESORT = 1e6
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from crem_jax.data.batches.spec import BatchSpec
+from crem_jax.configs.schema.data import BatchSpec
 from crem_jax.errors import CremError
 
 CYCLE = 10_000

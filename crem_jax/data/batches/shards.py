@@ -10,6 +10,7 @@ import grain
 import jax
 import numpy as np
 
+from crem_jax.configs.schema.data import DataConfig
 from crem_jax.data.batches.iterator import BatchIterator
 from crem_jax.data.batches.stream import Stream
 from crem_jax.errors import CremError
@@ -72,7 +73,7 @@ class Shards(grain.DatasetIterator):
 
 
 def iterate(
-    stream: Stream, data: Mapping[str, Any], steps: int, workdir: str | Path, first: int = 0
+    stream: Stream, data: DataConfig, steps: int, workdir: str | Path, first: int = 0
 ) -> Shards:
     """The batches of a run from step `first` on, loaded as its `data` section says.
 
@@ -85,17 +86,21 @@ def iterate(
     Raises:
       ValueError: the processes cannot share `data.shards`.
     """
-    total = data.get("shards") or stream.processes
+    total = data.shards or stream.processes
     if total % stream.processes:
         raise CremError(f"data.shards = {total} is no multiple of {stream.processes} processes")
     each = total // stream.processes
-    settings = {key: data[key] for key in ("workers", "threads", "max_bad_fraction") if key in data}
-    if settings.get("workers"):
-        settings["workers"] = max(1, settings["workers"] // each)
+    workers = max(1, data.workers // each) if data.workers else 0
     shards = {}
     for number in range(stream.process * each, (stream.process + 1) * each):
         log = Path(workdir) / f"bad_records{f'-{number}' if number else ''}.jsonl"
         shards[number] = BatchIterator(
-            stream.shard(number, total), steps, first, log=log, **settings
+            stream.shard(number, total),
+            steps,
+            first,
+            workers,
+            data.threads,
+            data.max_bad_fraction,
+            log,
         )
     return Shards(shards, total)

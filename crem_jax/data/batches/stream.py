@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 import grain
 
+from crem_jax.configs.schema.data import BatchSpec
 from crem_jax.data.batches.bucketing import Batcher, Sample
 from crem_jax.data.batches.mixture import Mixture, SampleRef
 from crem_jax.data.batches.packing import BatchPacker, Usage
-from crem_jax.data.batches.spec import BatchSpec
 from crem_jax.data.inputs.prompt import Prompter
 from crem_jax.data.records import Record
 from crem_jax.data.sources.base import Source, read_record

@@ -78,17 +78,13 @@ def select(
       only: one of HALVES, the half of every record that is trained on.
 
     Raises:
-      CremError: the index is of another source, the limit below 1, or there is no such half.
+      CremError: the index is of another source.
     """
     chosen = None if index is None else read_index(index, len(source))
     if limit is not None:
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise CremError(f"limit is {limit!r}; expected a whole number of at least 1")
         chosen = np.arange(len(source)) if chosen is None else chosen
         if limit < len(chosen):
             chosen = np.sort(np.random.default_rng(limit_seed).permutation(chosen)[:limit])
-    if only not in (None, *HALVES):
-        raise CremError(f"only is {only!r}; expected {' or '.join(HALVES)}")
     source = source if chosen is None else Selected(source, chosen)
     return source if only is None else Half(source, only)
 

@@ -2,92 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from crem_jax.config import ConfigError, ModelConfig
+from crem_jax.config import ModelConfig
+from crem_jax.configs.schema.loss import TEMPERATURES, LossConfig
 from crem_jax.model import crem
 from crem_jax.model.pooling import pool_traced
 from crem_jax.train.objective import cross_entropy
 from crem_jax.train.objective.info_nce import Metrics, info_nce
 from crem_jax.types import Array, Batch, Target
-
-ELASTIC_K = ("uniform", "halves", "short")
-"""Distributions of the truncated chorus' length over 1..K: all alike; K, K/2, K/4, … 1 alike; and
-k with a probability proportional to 1/k. Of halves, the retrieval loss has all in every step: their
-mean costs no more than a few products of the embeddings."""
-
-TEMPERATURES = (0.005, 1.0)
-"""Bounds of a learnt temperature: a step that would lead beyond one ends there."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """How the step trains (paper section 3.3).
-
-    Attributes:
-      retrieval, generation: α_r and α_g; 0 leaves a loss out of the compiled step.
-      p_compressed: probability of z = 1 for each sample.
-      elastic: share of samples whose chorus is truncated to a random k ≤ K, so that any k works
-        at inference: that weight in the retrieval loss, that share of the compressed samples.
-      elastic_k: how that k is chosen, one of ELASTIC_K.
-      dims: prefixes of the embedding that shall work on their own (Matryoshka, arXiv 2205.13147).
-        The truncated embedding of a step has the first k chorus tokens and the first d numbers,
-        d drawn from these and D; `elastic` is its weight.
-      temperature: of InfoNCE. learn_temperature: train it from that start.
-      symmetric: InfoNCE in both directions.
-      z_loss: weight of the squared log of the softmax's denominator in the generation loss.
-      vocab_chunk: at most that many rows of the vocabulary have logits at a time; 0 is all.
-      chunk_rows: (bucket, rows) pairs: so many rows of the global batch are in memory at a time,
-        see `gradcache`; a bucket that is not named is one chunk. Empty trains the whole batch at
-        once. In a config: a mapping, or one number for all buckets; 0 is the whole bucket.
-      cache_vision: with chunks and a frozen vision tower, keep its outputs [rows, P/4, D] between
-        the two passes instead of running it twice.
-
-    Raises:
-      ConfigError: a value is out of its range, or contradicts another.
-    """
-
-    retrieval: float = 1.0
-    generation: float = 1.0
-    p_compressed: float = 0.5
-    elastic: float = 0.5
-    elastic_k: str = "halves"
-    dims: tuple[int, ...] = ()
-    temperature: float = 0.02
-    learn_temperature: bool = False
-    symmetric: bool = True
-    z_loss: float = 0.0
-    vocab_chunk: int = 0
-    chunk_rows: tuple[tuple[str, int], ...] = ()
-    cache_vision: bool = False
-
-    def __post_init__(self):
-        for name in ("retrieval", "generation", "z_loss"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise ConfigError(f"loss.{name} = {value} must be a number of at least 0")
-        for name in ("p_compressed", "elastic"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ConfigError(f"loss.{name} = {value} is not in 0..1")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"model.temperature = {self.temperature} must be a number above 0")
-        low, high = TEMPERATURES
-        if self.learn_temperature and not low <= self.temperature <= high:
-            raise ConfigError(
-                f"model.temperature = {self.temperature} is not in {low}..{high}, the bounds of "
-                "one that is learnt (loss.learn_temperature)"
-            )
-        if not self.retrieval and not self.generation:
-            raise ConfigError("loss.retrieval and loss.generation are both 0; nothing to train")
-        if self.dims and not self.elastic:
-            raise ConfigError("loss.dims needs loss.elastic above 0: the weight of the short ones")
-        if self.elastic_k not in ELASTIC_K:
-            known = ", ".join(ELASTIC_K)
-            raise ConfigError(f"loss.elastic_k {self.elastic_k!r} is not one of {known}")
 
 
 @flax.struct.dataclass

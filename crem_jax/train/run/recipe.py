@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from crem_jax import trees
+from crem_jax.configs.schema import fill
 from crem_jax.data.records import Record
 from crem_jax.data.sources.base import Source, read_record
 from crem_jax.errors import CremError
@@ -39,15 +39,11 @@ FREE = (
 """Keys that a resumed run may change: they do not change what is learnt."""
 
 
-def recipe_of(config: ConfigDict) -> dict:
-    """The config as JSON holds it."""
-    return json.loads(config.to_json_best_effort())
-
-
 def refuse_another(directory: Path, recipe: dict) -> None:
     """Raises CremError if the run there has another recipe, naming the keys that differ.
 
-    Keys in FREE may.
+    Keys in FREE may. A key that one of them lacks has the schema's default there: runs of earlier
+    versions wrote only what their recipe said.
     """
     found = _read(directory / FILE)
     if found is None:
@@ -137,4 +133,5 @@ def _content(record: Record) -> bytes:
 
 
 def _leaves(recipe: dict) -> dict[str, object]:
-    return {path.replace("/", "."): leaf for path, leaf in trees.flatten(recipe).items()}
+    whole = json.loads(json.dumps(fill(recipe)))  # tuples are lists
+    return {path.replace("/", "."): leaf for path, leaf in trees.flatten(whole).items()}

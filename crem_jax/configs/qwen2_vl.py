@@ -1,16 +1,17 @@
 """What the Qwen2-VL recipes share: sizes, data, losses, optimiser, and the options of both.
 
-crem plan  --config=configs/qwen2_vl_2b.py --topology=v5e:16x16      # what it needs, before renting
-crem train --config=configs/qwen2_vl_2b.py --workdir=gs://bucket/run --config.init_from=models/2b
-crem train --config=configs/qwen2_vl_2b.py:lora,chips=8 --workdir=runs/lora
-crem train --config=configs/qwen2_vl_2b.py:smoke --workdir=runs/smoke  # random weights, a minute
+crem plan  --config=qwen2_vl_2b --topology=v5e:16x16             # what it needs, before renting
+crem train --config=qwen2_vl_2b --workdir=gs://bucket/run --config.init_from=models/2b
+crem train --config=qwen2_vl_2b:lora,chips=8 --workdir=runs/lora
+crem train --config=qwen2_vl_2b:smoke --workdir=runs/smoke       # random weights, a minute
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from crem_jax.errors import CremError
+from crem_jax.configs.fields import ConfigError
+from crem_jax.configs.schema import complete, default_config
 
 CHIPS = 256
 """The batch is cut for this many: each holds all of its rows at once. `chips=N` is for fewer."""
@@ -81,22 +82,18 @@ def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
       lr: peak learning rate of full fine-tuning.
 
     Raises:
-      ValueError: an unknown option.
+      ConfigError: an unknown option.
     """
-    config = ConfigDict()
-    config.seed = 0
+    config = default_config()
     config.steps = 5000
     config.log_every = 10
     config.eval_every = 500
     config.checkpoint_every = 250
-    config.max_nonfinite = 10  # so many skipped steps in a row end the run
-    config.peak_flops = 0.0  # of one device, for the utilisation; 0 is what is known of its kind
-    config.best_metric = ""
     config.evaluate = ""
     config.mesh = (1, -1, 1)  # data, fsdp, tensor; -1 is whatever is left
     config.init_from = f"models/qwen2-vl-{size}"
 
-    config.model = dict(
+    config.model.update(
         text=dict(TEXT[size]),
         vision=dict(VISION),
         num_chorus=16,
@@ -104,7 +101,7 @@ def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
         dtype="bfloat16",
         remat="full",
     )
-    config.data = dict(
+    config.data.update(
         # 1,024 retrieval pairs, a quarter of them with questions about the same picture
         # (homogeneous), and 256 conversations about other pictures (heterogeneous).
         sources=dict(
@@ -129,7 +126,7 @@ def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
         carry=256,
         workers=8,
     )
-    config.loss = dict(
+    config.loss.update(
         retrieval=1.0,
         generation=1.0,
         p_compressed=0.5,
@@ -140,10 +137,10 @@ def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
         symmetric=False,
         z_loss=0.0,
         vocab_chunk=20_000,
-        chunk_rows=dict.fromkeys(config.data.buckets, 0),
+        chunk_rows=dict.fromkeys(config.data.buckets, 0),  # `chips=N` says it
         cache_vision=False,
     )
-    config.optim = dict(
+    config.optim.update(
         name="adamw",
         lr=lr,
         warmup=100,
@@ -162,9 +159,9 @@ def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
         name, _, value = option.partition("=")
         if name not in OPTIONS or bool(value) != (name == "chips"):
             known = ", ".join(f"{n}=N" if n == "chips" else n for n in OPTIONS)
-            raise CremError(f"unknown config option {option!r}; expected some of {known}")
+            raise ConfigError(f"unknown config option {option!r}; expected some of {known}")
         OPTIONS[name](config, *([value] if value else []))
-    return config
+    return complete(config)
 
 
 def _smoke(config: ConfigDict) -> None:
@@ -213,7 +210,7 @@ def _lora(config: ConfigDict) -> None:
 def _chips(config: ConfigDict, count: str) -> None:
     """The same batch on fewer chips, in chunks: each holds as many rows as one of CHIPS does."""
     if not count.isdecimal() or int(count) < 1 or CHIPS % int(count):
-        raise CremError(f"config option chips={count}: {CHIPS} is no multiple of that")
+        raise ConfigError(f"config option chips={count}: {CHIPS} is no multiple of that")
     buckets = config.data.buckets
     held = {name: bucket.rows // CHIPS for name, bucket in buckets.items()}
     for name, rows in FEW_CHIPS.items():

@@ -1,0 +1,136 @@
+"""One key of a configuration: type, default, bounds and a line of docs, declared at one place.
+
+A section is a frozen dataclass whose fields are made by `field`. What reads, fills, checks and
+documents sections is `crem_jax.configs.schema`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from crem_jax.errors import CremError
+
+
+class ConfigError(CremError):
+    """A configuration names something this library does not implement, or contradicts itself."""
+
+
+PARTIAL = "partial"
+"""Where the metadata of a field made by `partial` has the section."""
+
+REQUIRED: Any = object()
+"""Stands for the default of a key that has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What is known of a key beside its type and default.
+
+    Attributes:
+      doc: one line. low, high: inclusive bounds. above: exclusive lower bound.
+      choices: the values there are.
+      scratch: the default where nothing else gives the key a value (see `unset`).
+    """
+
+    doc: str = ""
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple[Any, ...] = ()
+    scratch: Any = REQUIRED
+
+
+def field(default: Any = REQUIRED, doc: str = "", **bounds: Any) -> Any:
+    """A dataclass field with its docs and bounds, see `Key`; without a default it is required."""
+    metadata = {"key": Key(doc, **bounds)}
+    if isinstance(default, Mapping):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    if default is REQUIRED:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def unset(cls: type, name: str) -> Any:
+    """The key `name` of another section where it may be left unset (None)."""
+    (found,) = (f for f in dataclasses.fields(cls) if f.name == name)
+    key = dataclasses.replace(key_of(found), scratch=default_of(found))
+    return dataclasses.field(default=None, metadata={"key": key})
+
+
+def partial(section: type, doc: str) -> Any:
+    """A field for the keys of another section, each of which may be left unset."""
+    metadata = {"key": Key(doc), PARTIAL: section}
+    return dataclasses.field(default_factory=dict, metadata=metadata)
+
+
+def default_of(found: dataclasses.Field) -> Any:
+    """The default of a dataclass field, or REQUIRED."""
+    if found.default_factory is not dataclasses.MISSING:
+        return found.default_factory()
+    return REQUIRED if found.default is dataclasses.MISSING else found.default
+
+
+def key_of(found: dataclasses.Field) -> Key:
+    return found.metadata.get("key", Key())
+
+
+def check(section: Any, where: str) -> None:
+    """Raises ConfigError for the first value of a dataclass that is out of its bounds.
+
+    Args:
+      where: the section's place in a config.
+    """
+    for each in dataclasses.fields(section):
+        check_value(getattr(section, each.name), key_of(each), f"{where}.{each.name}")
+
+
+def check_value(value: Any, key: Key, where: str) -> None:
+    """Raises ConfigError if the value, or one in it, is out of the key's bounds; None never is."""
+    if value is None:
+        return
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            check_value(each, key, f"{where}.{name}")
+        return
+    if isinstance(value, tuple | list):
+        for each in value:
+            check_value(each, key, where)
+        return
+    if key.choices and value not in key.choices:
+        known = ", ".join(str(choice) or "''" for choice in key.choices)
+        raise ConfigError(f"{where} {value!r} is not one of {known}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    low = -math.inf if key.low is None else key.low
+    high = math.inf if key.high is None else key.high
+    above = -math.inf if key.above is None else key.above
+    if not math.isfinite(value) or not (low <= value <= high and value > above):
+        raise ConfigError(f"{where} = {value} {_expectation(key)}")
+
+
+def _expectation(key: Key) -> str:
+    if key.low is not None and key.high is not None:
+        return f"is not in {key.low}..{key.high}"
+    if key.above is not None:
+        most = "" if key.high is None else f" and at most {key.high:g}"
+        return f"must be a number above {key.above:g}{most}"
+    if key.low is not None:
+        return f"must be {'a number of ' * isinstance(key.low, float)}at least {key.low:g}"
+    return "must be a finite number"
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str], where: str) -> None:
+    """Raises ConfigError for the first key that the section `where` ("" is the whole) has not."""
+    unknown = sorted(set(given) - set(known))
+    if not unknown:
+        return
+    prefix = where and f"{where}."
+    near = difflib.get_close_matches(unknown[0], known, 3, 0.7)
+    hint = f"did you mean {' or '.join(f'{prefix}{name}' for name in near)}? " if near else ""
+    raise ConfigError(
+        f"unknown key {prefix}{unknown[0]}; {hint}known keys: {', '.join(sorted(known))}"
+    )
