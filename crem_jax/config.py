@@ -159,15 +159,15 @@ class ModelConfig:
 
     text: TextConfig = field(doc="The decoder's shape.")
     vision: VisionConfig = field(doc="The vision tower's shape, and the sizes of its pictures.")
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
-    bos_token_id: int
-    eos_token_id: int
-    pad_token_id: int
+    image_token_id: int = field(doc="Row of the token that stands for a vision token.")
+    video_token_id: int = field(doc="Of a video's; kept for export.")
+    vision_start_token_id: int = field(doc="Of the token before a picture.")
+    vision_end_token_id: int = field(doc="Of the token after it.")
+    bos_token_id: int = field(doc="Of the token that begins a text.")
+    eos_token_id: int = field(doc="Of the token that ends a turn.")
+    pad_token_id: int = field(doc="Of the token that fills unused slots.")
     num_chorus: int = field(0, "K: chorus tokens; 0 is the plain backbone.", low=0)
-    first_chorus_id: int = -1
+    first_chorus_id: int = field(-1, "Row of the first chorus token.")
     temperature: float = field(0.02, "Of InfoNCE.", above=0)
     system_prompt: str = field(
         "You are a helpful assistant.", "Before every context; '' leaves it out."

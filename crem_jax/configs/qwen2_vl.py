@@ -8,6 +8,8 @@ crem train --config=qwen2_vl_2b:smoke --workdir=runs/smoke       # random weight
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from ml_collections import ConfigDict
 
 from crem_jax.configs.fields import ConfigError
@@ -219,5 +221,10 @@ def _chips(config: ConfigDict, count: str) -> None:
     config.loss.chunk_rows = {name: rows * int(count) for name, rows in held.items()}
 
 
-OPTIONS = {"smoke": _smoke, "lora": _lora, "frozen_vision": _frozen_vision, "chips": _chips}
+OPTIONS: Mapping[str, Callable[..., None]] = {
+    "smoke": _smoke,
+    "lora": _lora,
+    "frozen_vision": _frozen_vision,
+    "chips": _chips,
+}
 """Options of the recipes, by what follows the colon: `FILE.py:lora,chips=8`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -18,8 +18,6 @@ from crem_jax.configs.schema.model import ModelSection
 from crem_jax.convert.chorus import add_chorus, chorus_tokens
 from crem_jax.convert.huggingface import read_tokenizer
 from crem_jax.model import crem
-
-T = TypeVar("T")
 
 TOKENIZER_DIR = Path(__file__).parents[1] / "assets" / "tokenizer"
 _SPECIAL = {
@@ -106,7 +104,8 @@ def scratch_model(section: ModelSection, tokenizer: Any) -> ModelConfig:
     )
 
 
-def _whole(cls: type[T], stated: Mapping[str, Any], where: str) -> T:
+def _whole(cls: Any, stated: Mapping[str, Any], where: str) -> Any:
+    """The section as the dataclass it is of; what has no default must be stated."""
     for each in dataclasses.fields(cls):
         if default_of(each) is REQUIRED and each.name not in stated:
             raise ConfigError(

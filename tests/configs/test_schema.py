@@ -66,7 +66,8 @@ def test_a_config_is_imported_without_jax():
         "import sys, crem_jax.configs.own as own; own.get_config('2b')\n"
         "print(sorted({'jax', 'transformers', 'tensorflow_datasets'} & set(sys.modules)))"
     )
-    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = [sys.executable, "-c", code]
+    got = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
     assert got.stdout.strip() == "[]"
 
 

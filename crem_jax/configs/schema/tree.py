@@ -66,9 +66,13 @@ class Node:
         return keys_of(self.section, self.partial)
 
 
-@functools.cache
 def keys_of(section: type, partial: bool = False) -> dict[str, Node]:
     """The keys of a section in the order they are declared."""
+    return _keys_of(section, partial)
+
+
+@functools.cache
+def _keys_of(section: Any, partial: bool) -> dict[str, Node]:
     hints = typing.get_type_hints(section)
     nodes = {}
     for each in dataclasses.fields(section):
@@ -87,7 +91,7 @@ def keys_of(section: type, partial: bool = False) -> dict[str, Node]:
 
 def _node(hint: Any, key: Key, default: Any) -> Node:
     kinds = typing.get_args(hint) if types.is_union(hint) else (hint,)
-    section = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    section: Any = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
     items = None
     if mapping := types.mapping_in(hint):
         items = _node(typing.get_args(mapping)[1], key, REQUIRED)

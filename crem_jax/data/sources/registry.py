@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,16 +38,14 @@ def register(kind: str, constructor: Callable[..., Source]) -> None:
 
     Its arguments are those of the constructor, with their types and defaults.
     """
-    hints = typing.get_type_hints(
-        constructor.__init__ if isinstance(constructor, type) else constructor
-    )
+    empty = inspect.Parameter.empty
     arguments = [
         (
             name,
-            hints.get(name, Any),
-            field(REQUIRED if about.default is about.empty else about.default),
+            Any if about.annotation is empty else about.annotation,
+            field(REQUIRED if about.default is empty else about.default),
         )
-        for name, about in inspect.signature(constructor).parameters.items()
+        for name, about in inspect.signature(constructor, eval_str=True).parameters.items()
     ]
     SOURCES[kind] = constructor
     KINDS[kind] = dataclasses.make_dataclass(
