@@ -1,4 +1,4 @@
-"""The model's configuration: frozen dataclasses (HF's config.json: `convert.config_json`)."""
+"""The model's configuration, as frozen dataclasses; `convert.config_json` maps Hugging Face's."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from crem_jax.configs.fields import ConfigError as ConfigError
 from crem_jax.configs.fields import check, field, refuse_unknown
 
 STYLES = ("qwen2_vl", "qwen2_5_vl")
-"""Backbones that are implemented, by Hugging Face's model type."""
+"""The implemented backbones, by their Hugging Face model type."""
 
 DTYPES = ("float32", "bfloat16")
 """Types of parameters, weights and arithmetic."""
 
 WEIGHTS = ("int8",)
-"""Types that the decoder's weights can be served in beside the DTYPES."""
+"""Further types in which the decoder's weights can be held for serving."""
 
 ATTENTIONS = ("auto", "xla", "splash", "cudnn")
 REMAT = ("none", "full", "dots")
@@ -24,7 +24,7 @@ REMAT = ("none", "full", "dots")
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Qwen2 decoder."""
+    """The Qwen2 decoder."""
 
     vocab_size: int = field(doc="Rows of the embedding, chorus tokens included.")
     hidden_size: int = field(doc="Width D of the residual stream, and of an embedding.")
@@ -64,7 +64,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Vision tower of a Qwen-VL model, and the picture sizes it is fed.
+    """The vision tower of a Qwen-VL model, and the sizes that images are resized to.
 
     `style` is the tower's generation, which is also Hugging Face's model type: "qwen2_vl" has layer
     norms and a quick-GELU MLP, "qwen2_5_vl" RMS norms and a SwiGLU with biases.
@@ -106,12 +106,12 @@ class VisionConfig:
 
     @property
     def window(self) -> int:
-        """Side of a window in patches, whole merge groups."""
+        """Side of a window in patches, a multiple of `merge_size`."""
         return self.window_size // (self.patch_size * self.merge_size) * self.merge_size
 
     @property
     def patch_values(self) -> int:
-        """Numbers in one patch of a still picture."""
+        """Values in one patch of a still image: channels * patch_size²."""
         return self.in_channels * self.patch_size**2
 
     def __post_init__(self):
@@ -154,7 +154,7 @@ class LoRAConfig:
 class ModelConfig:
     """A CREM model: Qwen2-VL or Qwen2.5-VL with `num_chorus` chorus tokens in vocabulary rows.
 
-    `num_chorus` 0 is the plain backbone: it tells natively and cannot find.
+    With `num_chorus` 0 it is a plain backbone, which answers natively and makes no embeddings.
     """
 
     text: TextConfig = field(doc="The decoder's shape.")
@@ -216,6 +216,13 @@ class ModelConfig:
 
 
 def build(cls, values: Mapping[str, Any], where: str):
-    """A dataclass of its fields. Raises ConfigError for others, as keys of the section `where`."""
+    """Makes a dataclass from a mapping of its fields; lists become tuples.
+
+    Args:
+      where: the config section that the values come from, for errors.
+
+    Raises:
+      ConfigError: a key is not a field.
+    """
     refuse_unknown(values, [each.name for each in dataclasses.fields(cls)], where)
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,6 +1,4 @@
-"""Files by content, files and directories that are there whole or not at all, and logs of JSON
-lines that survive a kill.
-"""
+"""File digests, atomic writes of files and directories, and JSON-lines logs that survive a kill."""
 
 from __future__ import annotations
 
@@ -18,33 +16,38 @@ from typing import Any, BinaryIO
 from crem_jax.errors import CremError
 
 DIGEST = 16
-"""Bytes of a digest."""
+"""Length of a digest in bytes."""
 
 _BLOCK = 1 << 16  # bytes read at once, backwards, to find the last line
 
 
 class WriteFailed(RuntimeError):
-    """What a run made could not be written. Unlike errors in what it was given, this may pass: the
-    same command goes on.
+    """A result could not be written, for example to a full disk.
+
+    Unlike an error in the input, this may pass: running the same command again continues the run.
     """
 
 
 def file_digest(path: str | os.PathLike) -> bytes:
-    """Names what a file holds."""
+    """A digest of a file's contents, DIGEST bytes.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).digest()
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, *, fsync: bool = False) -> Iterator[Path]:
-    """The path of a file to write that becomes `path` when the block ends well, and vanishes
-    otherwise.
+    """Yields the path of a temporary file that replaces `path` when the block succeeds, and is
+    removed otherwise.
 
-    It is a hidden sibling, `.NAME.*.partial`, of its own for each writer: of several at once the
-    last one wins. Missing folders are made.
+    Each writer has its own hidden sibling, `.NAME.*.partial`; of several at once the last one wins.
+    Missing folders are created.
 
     Args:
-      fsync: the file and its name are on the disk when the block has ended.
+      fsync: flush the file and its directory entry to disk before returning.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +75,7 @@ def read_text(path: str | os.PathLike) -> str:
     """The text of a file.
 
     Raises:
-      CremError: it is no UTF-8. OSError: it cannot be read.
+      CremError: it is not UTF-8. OSError: it cannot be read.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
@@ -84,7 +87,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-      CremError: it holds something else. OSError: it cannot be read.
+      CremError: it is not UTF-8, not JSON, or not an object. OSError: it cannot be read.
     """
     try:
         value = json.loads(read_text(path))
@@ -101,8 +104,8 @@ def write_bytes(path: str | os.PathLike, data: bytes, *, fsync: bool = False) ->
 
 
 def json_bytes(value: Any, indent: int | None = None) -> bytes:
-    """JSON in UTF-8. Half a surrogate pair, as in the name of a file that is not UTF-8, is escaped
-    and read back as it was.
+    """JSON in UTF-8. A lone surrogate, as in a file name that is not UTF-8, is escaped so that it
+    reads back unchanged.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return text.encode(errors="backslashreplace")
@@ -110,13 +113,14 @@ def json_bytes(value: Any, indent: int | None = None) -> bytes:
 
 @contextlib.contextmanager
 def atomic_directory(target: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
-    """A directory to fill that becomes `target` when the block ends well, and vanishes otherwise.
+    """Yields a temporary directory that replaces `target` when the block succeeds, and is removed
+    otherwise.
 
-    It is a hidden sibling until then, so a killed process leaves `target` as it was; the next call
-    sweeps up, or puts back, what such a process left.
+    It is a hidden sibling, so a killed process leaves `target` as it was; the next call cleans up,
+    or restores, what such a process left.
 
     Args:
-      overwrite: replace a directory that has files in it.
+      overwrite: replace a directory that already has files in it.
 
     Raises:
       CremError: the target has files in it, or is a file.
@@ -146,8 +150,8 @@ def atomic_directory(target: str | os.PathLike, *, overwrite: bool = False) -> I
 
 @contextlib.contextmanager
 def atomic_files(directory: str | os.PathLike) -> Iterator[Path]:
-    """A directory to fill with files, which go into `directory`, each whole, when the block ends
-    well, and vanish otherwise. What else is in `directory` stays, and can be read all the while.
+    """Yields a temporary directory whose files are moved into `directory` when the block succeeds,
+    and are removed otherwise. Other files in `directory` stay and remain readable throughout.
     """
     directory = Path(directory)
     partial = directory.with_name(f".{directory.name}.partial")
@@ -163,15 +167,17 @@ def atomic_files(directory: str | os.PathLike) -> Iterator[Path]:
 
 
 class JsonLinesLog:
-    """A file of JSON lines, open for appending; a torn last line is cut off when it is opened.
+    """A JSON-lines file open for appending; opening it truncates an incomplete last line.
 
     Args:
-      path: made if it is not there, with its folder.
-      fsync: lines are on the disk when `append` returns; otherwise they outlive the process only.
-      exclusive: refuse a file that another process has open so.
+      path: created, with its folder, if it does not exist.
+      fsync: flush to disk before `append` returns; otherwise lines survive the process, but not
+        the machine.
+      exclusive: lock the file against other exclusive writers.
 
     Raises:
-      CremError: another process has it open, or it ends in something that is no JSON line.
+      CremError: another process has locked it, or its last line is neither JSON nor a truncated
+        JSON object.
     """
 
     def __init__(self, path: str | os.PathLike, *, fsync: bool = False, exclusive: bool = False):
@@ -193,7 +199,7 @@ class JsonLinesLog:
         self.close()
 
     def append(self, values: Iterable[Mapping[str, Any]]) -> None:
-        """Adds a line for each value."""
+        """Appends one line per value."""
         data = memoryview(_lines(values))
         while data:  # a write to a file may be cut short when the disk is about to be full
             data = data[self._file.write(data) :]
@@ -211,13 +217,13 @@ class JsonLinesLog:
 
 
 def read_lines(path: str | os.PathLike, *, skip_damaged: bool = False) -> Iterator[Any]:
-    """The values of a file's lines, without a torn last one; none if there is no file.
+    """Yields the value of each line but an incomplete last one; nothing if there is no file.
 
     Args:
-      skip_damaged: leave out other lines that are no JSON.
+      skip_damaged: also skip other lines that are not JSON.
 
     Raises:
-      CremError: another line than the last is no JSON.
+      CremError: a line before the last is not JSON.
     """
     path = Path(path)
     if not path.exists():
@@ -234,12 +240,12 @@ def read_lines(path: str | os.PathLike, *, skip_damaged: bool = False) -> Iterat
 
 
 def write_lines(path: str | os.PathLike, values: Iterable[Any]) -> None:
-    """Writes a whole file, a line for each value."""
+    """Writes a JSON-lines file atomically, one line per value."""
     write_bytes(path, _lines(values))
 
 
 def keep_lines(path: str | os.PathLike, keep: Callable[[Any], bool]) -> None:
-    """Leaves in a file, where it is there, the lines with such values."""
+    """Rewrites a JSON-lines file, if it exists, with only the values for which `keep` is true."""
     if Path(path).exists():
         kept = [value for value in read_lines(path, skip_damaged=True) if keep(value)]
         write_lines(path, kept)
@@ -250,7 +256,7 @@ def _lines(values: Iterable[Any]) -> bytes:
 
 
 def _mend_tail(file: BinaryIO, path: Path) -> None:
-    """Cuts off a line that is not whole; one that lacks its newline alone gets it."""
+    """Truncates an incomplete last line; a complete one without its newline gets it."""
     end = file.seek(0, os.SEEK_END)
     start, tail = end, b""
     while start and b"\n" not in tail:
@@ -263,7 +269,7 @@ def _mend_tail(file: BinaryIO, path: Path) -> None:
     try:
         json.loads(tail)
     except ValueError:
-        if not tail.startswith(b"{"):  # not ours to cut
+        if not tail.startswith(b"{"):  # not written by this class: do not cut it
             raise CremError(f"{path} ends in something that is no JSON line") from None
         file.truncate(end - len(tail))
     else:
@@ -271,7 +277,7 @@ def _mend_tail(file: BinaryIO, path: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    """Waits until a file's content, or a directory's list of names, is on the disk."""
+    """Flushes a file's contents, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""Floating point operations of the model, counted from its shapes.
+"""Floating-point operations (FLOPs) of the model, computed from its shapes.
 
-XLA's own count is no use here: it counts a scanned layer once and a kernel as nothing.
+XLA's own cost analysis does not serve: it counts a scanned layer once and a custom kernel as zero.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from crem_jax.config import ModelConfig, TextConfig, VisionConfig
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Operations of one forward pass, by part; a multiply-add counts two.
+    """FLOPs of one forward pass, by part of the model; a multiply-add counts as two.
 
     Attributes:
-      vision, vision_attention: the tower's matrices, and its scores and mixtures.
-      text, attention: the same of the decoder layers, contexts and targets together.
-      head: language-model logits of the answers.
+      vision, vision_attention: the vision tower's matrix products, and its attention (scores and
+        weighted sums).
+      text, attention: the same for the decoder layers, over contexts and targets.
+      head: the language-model logits of the answers.
     """
 
     vision: float = 0.0
@@ -32,7 +33,7 @@ class Flops:
         return Flops(*(a + b for a, b in zip(self.parts, other.parts, strict=True)))
 
     def __mul__(self, other: Flops) -> Flops:
-        """Part by part."""
+        """The product of each part with the same part of `other`."""
         return Flops(*(a * b for a, b in zip(self.parts, other.parts, strict=True)))
 
     @property
@@ -44,7 +45,7 @@ class Flops:
         return sum(self.parts)
 
     def training(self, rates: Mapping[str, float] | None = None) -> float:
-        """Of a training step that computes nothing anew, as is the custom for utilisation.
+        """FLOPs of a training step without rematerialisation, as model FLOPs utilisation counts.
 
         Args:
           rates: see `training_passes`.
@@ -53,14 +54,14 @@ class Flops:
 
 
 def training_passes(rates: Mapping[str, float] | None = None) -> Flops:
-    """What each part of a training step costs, in forward passes of it.
+    """The cost of each part in a training step, in multiples of its forward pass.
 
-    A backward pass costs one for the gradient by what came in, and one for the gradient by the
-    weights if any of the part's matrices train; those of adapters are too small to count. A vision
-    tower of which nothing trains has no backward pass.
+    The backward pass adds one for the gradient with respect to the inputs, and one for the gradient
+    with respect to the weights if any of the part's matrices are trained (adapters are too small to
+    count). A wholly frozen vision tower has no backward pass.
 
     Args:
-      rates: multipliers of the learning rate by path, 0 where frozen; None trains everything.
+      rates: learning-rate multipliers by parameter path, 0 where frozen; None trains everything.
     """
     if rates is None:
         return Flops(3, 3, 3, 3, 3)
@@ -69,11 +70,11 @@ def training_passes(rates: Mapping[str, float] | None = None) -> Flops:
     def matrices(part: str) -> int:
         return 2 + any(path.startswith(part) and path.endswith("kernel") for path in trained)
 
-    sees = any(path.startswith("vision/") for path in trained)
+    trains_vision = any(path.startswith("vision/") for path in trained)
     head = "backbone/head" if "backbone/head" in rates else "backbone/embedding"
     return Flops(
-        vision=matrices("vision/") if sees else 1,
-        vision_attention=3 if sees else 1,
+        vision=matrices("vision/") if trains_vision else 1,
+        vision_attention=3 if trains_vision else 1,
         text=matrices("backbone/layers/"),
         attention=3,
         head=2 + (head in trained),
@@ -81,13 +82,14 @@ def training_passes(rates: Mapping[str, float] | None = None) -> Flops:
 
 
 def model_flops(config: ModelConfig, buckets: Mapping[str, Any] | Iterable[Any]) -> Flops:
-    """One forward pass over a batch of static shape, padding included.
+    """FLOPs of one forward pass over a batch of static shape, padding included.
 
-    Only visible pairs of a row and a column count as attention; a row's patches count as one
-    picture.
+    Attention counts only unmasked pairs of query and key slots, and takes a row's patches as one
+    image.
 
     Args:
-      buckets: of the batch, `data.batches.spec.BucketSpec` or anything with its fields.
+      buckets: the batch's buckets, each a `data.batches.spec.BucketSpec` or anything with its
+        fields.
     """
     total = Flops()
     shapes: Iterable[Any] = buckets.values() if isinstance(buckets, Mapping) else buckets
@@ -97,25 +99,29 @@ def model_flops(config: ModelConfig, buckets: Mapping[str, Any] | Iterable[Any])
             linear, pairs = vision_flops(config.vision, config.text.hidden_size, bucket.patches)
             total += Flops(vision=rows * linear, vision_attention=rows * pairs)
         slots, targets = bucket.slots, bucket.target_slots
-        seen = slots * (slots + 1) / 2 + targets * slots + targets * (targets + 1) / 2
+        visible_pairs = slots * (slots + 1) / 2 + targets * slots + targets * (targets + 1) / 2
         text = config.text
         total += Flops(
             text=rows * (slots + targets) * 2 * decoder_weights(text),
-            attention=rows * text.num_layers * 4 * text.hidden_size * seen,
+            attention=rows * text.num_layers * 4 * text.hidden_size * visible_pairs,
             head=rows * bucket.answers * 2 * text.hidden_size * text.vocab_size,
         )
     return total
 
 
 def decoder_weights(text: TextConfig) -> int:
-    """Weights of the matrices that every token passes in the decoder layers."""
+    """The number of weights in the matrices of the decoder layers."""
     width = text.hidden_size
     attention = 2 * width * width + 2 * width * text.num_kv_heads * text.head_dim
     return text.num_layers * (attention + 3 * width * text.intermediate_size)
 
 
 def vision_flops(vision: VisionConfig, features: int, patches: int) -> tuple[float, float]:
-    """The tower's matrices and its attention, of one row of `patches` patches."""
+    """FLOPs of the vision tower on one row of `patches` patches: (matrix products, attention).
+
+    Args:
+      features: hidden size of the decoder.
+    """
     width, group = vision.embed_dim, vision.merge_size**2
     matrices = 3 if vision.style == "qwen2_5_vl" else 2
     block = 4 * width * width + matrices * width * vision.mlp_dim
@@ -124,5 +130,5 @@ def vision_flops(vision: VisionConfig, features: int, patches: int) -> tuple[flo
     window = min(vision.window**2, patches) if vision.window_size else patches
     full = len([layer for layer in vision.full_attention_layers if layer < vision.depth])
     full = full if vision.window_size else vision.depth
-    seen = patches * (full * patches + (vision.depth - full) * window)
-    return 2 * linear * patches, 4 * width * seen
+    visible_pairs = patches * (full * patches + (vision.depth - full) * window)
+    return 2 * linear * patches, 4 * width * visible_pairs

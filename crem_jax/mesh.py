@@ -1,4 +1,4 @@
-"""The device mesh and THE table from logical axes to mesh axes."""
+"""The device mesh, and the table that maps logical axes to mesh axes."""
 
 from __future__ import annotations
 
@@ -37,20 +37,22 @@ RULES: tuple[tuple[str, Any], ...] = (
     ("rank", None),
     ("chorus", None),
 )
-"""Logical axis -> mesh axes, of parameters and activations; first come, first served.
+"""Logical axis -> mesh axes, for parameters and activations; of an array's axes, the first in this
+table gets a mesh axis.
 
-An activation's rows take data and fsdp, so that its embed axis stays whole, and the parameters,
-split by embed over fsdp, are gathered layer by layer.
+The rows of an activation take data and fsdp, so its embed axis stays whole; parameters, split along
+embed over fsdp, are gathered layer by layer.
 """
 
 
 def make_mesh(
     shape: tuple[int, int, int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A (data, fsdp, tensor) mesh; by default all devices on `data`.
+    """A (data, fsdp, tensor) mesh.
 
     Args:
-      devices: default: those of all processes.
+      shape: sizes of the three axes; None puts all devices on `data`.
+      devices: None is all devices of all processes.
 
     Raises:
       CremError: the shape does not use every device.
@@ -68,15 +70,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def rows(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array whose first axis counts rows of a batch."""
+    """The sharding of an array whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Any) -> PartitionSpec:
-    """The table's split of an array; an axis that does not divide stays whole.
+    """The PartitionSpec of an array by RULES; an axis that does not divide evenly stays whole.
 
     Args:
-      names: logical names of its axes. mesh: Mesh or AbstractMesh.
+      names: logical names of its axes. mesh: a Mesh or AbstractMesh.
     """
 
     def fits(axes: Any, size: int) -> bool:
@@ -89,7 +91,7 @@ def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Any) -> Partit
 
 
 def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
-    """Shardings of a tree of boxed parameters."""
+    """The shardings of a tree of boxed parameters (`crem.abstract`)."""
 
     def of(leaf: Any) -> NamedSharding:
         if not isinstance(leaf, nn.LogicallyPartitioned):
@@ -100,7 +102,7 @@ def param_shardings(abstract_params: Any, mesh: Mesh) -> Any:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Splits an activation as the table says over the mesh in use (`jax.set_mesh`), if any."""
+    """Constrains an activation's sharding by RULES on the current mesh (`jax.set_mesh`), if any."""
     mesh = _automatic_mesh()
     if mesh is None:
         return x
@@ -115,7 +117,7 @@ def by_rows_and_heads(
     rows: jax.Array,
     columns: jax.Array,
 ) -> jax.Array:
-    """Runs a kernel that the compiler cannot split by itself on every device's rows and heads.
+    """Maps an attention kernel that the compiler cannot partition over batch rows and heads.
 
     Args:
       attention: (q, k, v, rows, columns) -> [B, N, T, H].
@@ -137,16 +139,17 @@ def by_rows_and_heads(
 
 
 def spread_heads(x: jax.Array, heads: int, parts: int) -> jax.Array:
-    """Repeats key/value heads until `parts` devices can share them; each keeps its queries' own.
+    """Repeats key/value heads until they divide by `parts` devices, aligned with their query heads.
 
-    x: [B, G, C, H]; heads: of the queries, a multiple of `parts` and of G.
+    Args:
+      x: [B, G, C, H]. heads: number of query heads, a multiple of `parts` and of G.
     """
     groups = x.shape[1]
     return jnp.repeat(x, math.lcm(groups, parts) // groups, axis=1)
 
 
 def _automatic_mesh() -> Any:
-    """The mesh in use where the compiler splits arrays; None if none, or inside `shard_map`."""
+    """The current mesh if the compiler partitions over it; None without one or in `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or any(t != AxisType.Auto for t in mesh.axis_types):
         return None

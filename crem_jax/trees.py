@@ -1,7 +1,7 @@
-"""Dict trees by path: names such as "backbone/layers/q/kernel", rules over them, differences.
+"""Nested dicts of parameters by path, such as "backbone/layers/q/kernel", and rules over paths.
 
-One mechanism drives freezing, learning rates, weight decay and adapters: an ordered list of
-(regular expression, value), the first that matches the whole path wins.
+One mechanism serves freezing, learning rates, weight decay and adapters: an ordered list of
+(regular expression, value), of which the first that matches the whole path applies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MISSING = object()
 
 
 class TreeError(CremError):
-    """Two trees differ, or a rule and a tree do not fit each other."""
+    """Two trees differ, or a rule does not fit a tree."""
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -45,13 +45,13 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def match(
     rules: Sequence[tuple[str, T]], tree: Tree, *, where: str, default: Any = _MISSING
 ) -> dict[str, Any]:
-    """A tree of values: for each leaf that of the first rule whose pattern matches its whole path.
+    """A tree of values: each leaf's is that of the first rule whose pattern matches its whole path.
 
     Args:
       rules: (pattern, value) in order of precedence.
-      tree: gives the paths.
-      where: the config key the rules come from, for errors.
-      default: value of leaves no rule matches; without it such a leaf is an error.
+      tree: the tree whose leaf paths are matched.
+      where: the config key that the rules come from, for errors.
+      default: value of leaves that no rule matches; without it such a leaf is an error.
 
     Raises:
       TreeError: a pattern matches no path at all, or a path has no value; all are listed.
@@ -76,14 +76,14 @@ def match(
 
 
 def split(tree: Tree, chosen: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tree without the chosen paths, and the chosen paths alone; `merge` is the inverse."""
+    """Splits off the chosen paths: (the rest of the tree, the chosen part); inverse of `merge`."""
     leaves = flatten(tree)
     rest = {path: leaf for path, leaf in leaves.items() if path not in chosen}
     return unflatten(rest), unflatten({p: leaf for p, leaf in leaves.items() if p in chosen})
 
 
 def merge(*parts: Tree) -> dict[str, Any]:
-    """One tree of trees that share no path."""
+    """Merges trees that share no path."""
     return unflatten({path: leaf for part in parts for path, leaf in flatten(part).items()})
 
 
@@ -91,8 +91,8 @@ def check_same(got: Tree, expected: Tree, *, what: str = "the tree") -> None:
     """Raises unless both trees have the same paths and shapes.
 
     Args:
-      got, expected: trees of anything with a shape.
-      what: names `got` in the error.
+      got, expected: trees of leaves with a shape.
+      what: what the error calls `got`.
 
     Raises:
       TreeError: lists everything missing, extra and of another shape in one message.
@@ -108,7 +108,7 @@ def check_same(got: Tree, expected: Tree, *, what: str = "the tree") -> None:
 def differences(
     got: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]
 ) -> list[str]:
-    """What keeps `got` (name -> shape) from being `expected`, as clauses of a sentence."""
+    """How `got` (name -> shape) differs from `expected`, as clauses of an error; [] if equal."""
     missing = sorted(set(expected) - set(got))
     extra = sorted(set(got) - set(expected))
     shapes = [

@@ -1,4 +1,4 @@
-"""Pytrees that travel through the library, and THE shape legend.
+"""The library's pytrees of arrays, and the shape letters that all docstrings use.
 
 Shape letters, used in every docstring and einsum:
   B  rows of a batch (samples)           D  hidden size of the decoder
@@ -23,7 +23,7 @@ import numpy as np
 from flax import struct
 
 Array: TypeAlias = jax.Array | np.ndarray
-"""Batches are numpy's until they are put on devices, and again once an answer is fetched."""
+"""Batches are numpy arrays until they are put on devices; fetched results are numpy again."""
 
 PAD, CONTEXT, CHORUS, TARGET = -1, 0, 1, 2
 """Regions of a sequence (design: V,T are CONTEXT; U is CHORUS; Q,A are TARGET)."""
@@ -31,12 +31,13 @@ PAD, CONTEXT, CHORUS, TARGET = -1, 0, 1, 2
 
 @struct.dataclass
 class Patches:
-    """Pictures of each row, packed one after another.
+    """The image patches of each row, one image after another.
 
     Attributes:
-      pixels: uint8 [B, P, channels * patch * patch], merge groups consecutive (Qwen2-VL's order).
-      position: int32 [B, P, 2], row and column of the patch in its picture.
-      picture: int32 [B, P], which picture of the row the patch is of: 1, 2, …; 0 is padding.
+      pixels: uint8 [B, P, channels * patch²], the patches of a merge group next to each other
+        (Qwen2-VL's order).
+      position: int32 [B, P, 2], row and column of the patch in its image.
+      picture: int32 [B, P], the number of the patch's image in its row: 1, 2, …; 0 is padding.
     """
 
     pixels: Array
@@ -46,13 +47,13 @@ class Patches:
 
 @struct.dataclass
 class Context:
-    """What is compressed: `[V, T, (padding), U]`, the chorus in the last K slots.
+    """The compressor's input, `[V, T, (padding), U]`, with the chorus in the last K slots.
 
     Attributes:
       tokens: int32 [B, S].
       position: int32 [B, S, 3], M-RoPE positions (time, height, width) from true lengths.
       region: int32 [B, S], one of PAD, CONTEXT, CHORUS.
-      patches: the pictures, or None in a text-only bucket.
+      patches: the image patches, or None in a text-only bucket.
     """
 
     tokens: Array
@@ -89,12 +90,12 @@ class KV:
 
 @struct.dataclass
 class Memory:
-    """A compressed context: all that retrieval and the decoder need of it.
+    """A compressed context: everything that retrieval and the decoder need.
 
     Attributes:
       kv: [L, B, G, S, H] keys and values of the context, chorus last.
       region: int32 [B, S].
-      next_position: int32 [B], where the target region starts in M-RoPE positions.
+      next_position: int32 [B], the M-RoPE position at which the target region starts.
       chorus: float32 [B, K, D], final hidden states of the chorus (after the final norm).
     """
 
@@ -108,7 +109,11 @@ class Memory:
         return self.chorus.shape[1]
 
     def truncate(self, k: int | jax.Array) -> Memory:
-        """The memory as if only the first k ([] or [B]) chorus tokens were given; shapes stay."""
+        """Masks all but the first k chorus tokens; shapes stay as they are.
+
+        Args:
+          k: int32 [] or [B].
+        """
         k = jnp.broadcast_to(jnp.asarray(k), self.next_position.shape)
         slot = jnp.arange(self.region.shape[1]) - (self.region.shape[1] - self.num_chorus)
         region = jnp.where((slot[None] >= k[:, None]), PAD, self.region)
@@ -117,26 +122,27 @@ class Memory:
         )
 
     def chorus_only(self, k: int | None = None, sinks: int = 0) -> Memory:
-        """Drops the context's keys and values: the compressed memory of k chorus slots.
+        """The compressed memory: keys and values of chorus slots alone, without the context's.
 
         Args:
-          sinks: also keeps those of the first slots, to which attention often goes for want of
-            anything better (arXiv 2309.17453).
+          k: keep the first k chorus slots; None is all.
+          sinks: also keep the first `sinks` slots of the context, as attention sinks (arXiv
+            2309.17453).
         """
         k = self.num_chorus if k is None else k
         start = self.region.shape[1] - self.num_chorus
-        kept = slice(start, start + k)
+        slots = slice(start, start + k)
         if sinks:
-            kept = np.r_[: min(sinks, start), kept]
+            slots = np.r_[: min(sinks, start), slots]
         return Memory(
-            kv=jax.tree.map(lambda x: x[:, :, :, kept], self.kv),
-            region=self.region[:, kept],
+            kv=jax.tree.map(lambda x: x[:, :, :, slots], self.kv),
+            region=self.region[:, slots],
             next_position=self.next_position - self.num_chorus + k,
             chorus=self.chorus[:, :k],
         )
 
     def take(self, rows: Any) -> Memory:
-        """Rows of the memory, chosen by number."""
+        """The rows with the given indices."""
         rows = np.asarray(rows)
         return Memory(
             kv=jax.tree.map(lambda x: x[:, rows], self.kv),
@@ -147,7 +153,7 @@ class Memory:
 
 
 def join_memories(parts: Sequence[Memory]) -> Memory:
-    """Memories of numpy arrays one after another; keys and values have their rows on axis 1."""
+    """Concatenates memories of numpy arrays along their rows (axis 1 of keys and values)."""
     join = np.concatenate
     return Memory(
         kv=jax.tree.map(lambda *x: join(x, axis=1), *(part.kv for part in parts)),
@@ -159,11 +165,11 @@ def join_memories(parts: Sequence[Memory]) -> Memory:
 
 @struct.dataclass
 class Cache:
-    """Keys and values of the target region so far, while an answer is generated.
+    """The key/value cache of the target region during generation.
 
     Attributes:
       kv: [L, B, G, C, H].
-      valid: bool [B, C], the slots that hold real tokens.
+      valid: bool [B, C], True where a slot holds a real token.
       length: int32 [], slots written so far.
       count: int32 [B], real tokens written so far.
     """
@@ -176,15 +182,15 @@ class Cache:
 
 @struct.dataclass
 class Batch:
-    """One training batch: contexts in a few static buckets, tied together by row numbers.
+    """One training batch: contexts in buckets of static shape, linked by row number.
 
-    Rows are numbered through all buckets in sorted order of their names.
+    Rows are numbered consecutively over all buckets, in sorted order of the bucket names.
 
     Attributes:
       contexts: bucket name -> Context.
-      targets: bucket name -> Target, row by row with the context, where the bucket has any.
-      query_row: int32 [Q], row of each retrieval query; -1 is padding.
-      positive_hash: uint32 [Q, p, 2], content hashes of what each query should find; 0 is padding.
+      targets: bucket name -> Target, aligned with the context's rows; buckets may have none.
+      query_row: int32 [Q], the row of each retrieval query; -1 is padding.
+      positive_hash: uint32 [Q, p, 2], content hashes of each query's positives; 0 is padding.
       candidate_row: int32 [M], row of each candidate (positives and hard negatives); -1 is padding.
       candidate_hash: uint32 [M, 2], its content hash.
     """
