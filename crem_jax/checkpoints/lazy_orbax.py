@@ -1,7 +1,7 @@
-"""Orbax checkpoints of LazyArrays: written and read piece by piece.
+"""Orbax checkpoints of LazyArrays, written and read piece by piece.
 
-On disk they are ordinary checkpoints of numpy arrays, in chunks small enough that a host of a pod
-reads little more than its own shard.
+On disk they are ordinary checkpoints of numpy arrays, in chunks small enough that each host of a
+pod reads little more than its own shard.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ OnBytes = Callable[[int], None]
 
 
 def handler(on_bytes: OnBytes | None = None) -> ocp.PyTreeCheckpointHandler:
-    """An orbax handler that saves trees of LazyArrays and restores any tree of arrays as such."""
+    """An orbax handler that saves trees of LazyArrays and restores any tree as such."""
     registry = type_handlers.create_type_handler_registry(
         (LazyArray, _LazyHandler(on_bytes)),
         (jax.Array, type_handlers.ArrayHandler()),  # what training saves, to read its metadata
     )
-    # Weights are noise to a compressor: it would halve the speed to save a tenth of the disk.
+    # Weights hardly compress: it would halve the speed to save a tenth of the disk space.
     return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The tree of LazyArrays of a pytree checkpoint; nothing is read but its metadata."""
+    """Opens a pytree checkpoint as a tree of LazyArrays, reading only its metadata."""
     path = Path(path).absolute()
     with ocp.Checkpointer(handler()) as checkpointer:
         stored = checkpointer.metadata(path).item_metadata.tree
@@ -47,11 +47,13 @@ class _LazyHandler(type_handlers.NumpyHandler):
     def __init__(self, on_bytes: OnBytes | None):
         super().__init__(deepcopy_host_arrays=False)
         self._on_bytes = on_bytes or (lambda _: None)
-        self._turn: asyncio.Lock | None = None
+        self._write_lock: asyncio.Lock | None = None
 
     async def _open_and_write(self, value: LazyArray, tspec: dict[str, Any], ts_context) -> None:
-        self._turn = self._turn or asyncio.Lock()
-        async with self._turn:  # orbax starts all arrays at once; their pieces come one by one
+        self._write_lock = self._write_lock or asyncio.Lock()
+        async with (
+            self._write_lock
+        ):  # orbax starts all arrays at once; their pieces come one by one
             tspec["metadata"]["chunks"] = list(value.chunks())
             store = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
             written: Any = None

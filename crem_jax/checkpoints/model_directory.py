@@ -1,8 +1,8 @@
-"""Orbax checkpoints: a model directory (what a run saves beside it: `train.run.checkpointer`).
+"""Writes and reads model directories (`train.run.checkpointer` adds a run's own state).
 
 DIR/crem.json        the model's configuration
 DIR/tokenizer/       tokenizer and chat template
-DIR/checkpoints/N/   params, and for a run also optimizer and data stream position
+DIR/checkpoints/N/   params; for a run also the optimizer state and the position in the data stream
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from crem_jax.model import crem
 CONFIG_FILE = "crem.json"
 
 NO_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
-"""What errors say that are this process's own, not the checkpoint's."""
+"""Status codes of read errors that do not mean that a checkpoint is damaged."""
 
 
 def save_model_files(directory: str | Path, config: ModelConfig, tokenizer: Any) -> None:
-    """Writes everything of a model directory but the checkpoints; each file is there whole."""
+    """Writes the config, tokenizer and chat template of a model directory, each file atomically."""
     tokenizer.chat_template = chat_template(config)
     with atomic_files(Path(directory) / "tokenizer") as partial:
         tokenizer.save_pretrained(partial)
@@ -47,15 +47,15 @@ def save_model(
     verify: bool = False,
     on_bytes: lazy_orbax.OnBytes | None = None,
 ) -> None:
-    """Writes a whole model directory with one checkpoint, step 0, all at once or not at all.
+    """Writes a model directory with one checkpoint, step 0, atomically.
 
     Args:
       params: arrays of any kind; LazyArrays are read and written piece by piece.
-      verify: read everything back and compare before the directory appears.
+      verify: read everything back and compare, before the directory is put in place.
       on_bytes: called with the number of bytes of weights written since the last call.
 
     Raises:
-      ValueError: the directory has files in it, or what is read back differs.
+      CremError: the directory already has files in it, or what is read back differs.
     """
     params = jax.tree.map(lazy_array.of, params)
     with atomic_directory(directory) as partial:
@@ -73,7 +73,7 @@ def load_config(directory: str | Path) -> ModelConfig:
     """Reads crem.json.
 
     Raises:
-      CremError: it is no JSON, or holds unknown keys or values of the wrong type.
+      CremError: it is not JSON, lacks a key, or has unknown keys or values of the wrong type.
     """
     path = Path(directory) / CONFIG_FILE
     values = read_json(path)
@@ -94,14 +94,13 @@ def load_model(
     dtype: str = "float32",
     shardings: crem.Params | None = None,
 ) -> tuple[ModelConfig, crem.Params, Any]:
-    """(config, params, tokenizer) of a model directory.
+    """Loads a model directory: (config, params, tokenizer).
 
     Args:
-      step: "best" (by the metric it was trained for; the last if none was kept), "last", or a
-        step number.
-      dtype: of the parameters.
-      shardings: of the parameters on a device mesh; None puts them on this process's
-        first device.
+      step: "best" (by the run's own metric; the last step if none was recorded), "last", or a step
+        number.
+      dtype: type of the parameters.
+      shardings: shardings of the parameters; None puts them on this process's first device.
 
     Raises:
       FileNotFoundError: no such checkpoint. CremError: it does not fit the configuration.
@@ -132,7 +131,7 @@ def load_model(
 def open_model(
     directory: str | Path, step: int | str = "best"
 ) -> tuple[ModelConfig, crem.Params, Any]:
-    """As `load_model`, the parameters as LazyArrays in the type they are stored in."""
+    """As `load_model`, with the parameters as LazyArrays of their stored type."""
     config, tokenizer, where = _find(directory, step)
     with _reading(where):
         stored = lazy_orbax.load(where)
@@ -140,7 +139,7 @@ def open_model(
 
 
 def _find(directory: str | Path, step: int | str) -> tuple[ModelConfig, Any, Path]:
-    """Config, tokenizer, and where the parameters of the step are."""
+    """The config, the tokenizer, and the path of a step's parameters."""
     directory = Path(directory)
     config = load_config(directory)
     tokenizer = read_tokenizer(directory / "tokenizer")
@@ -167,7 +166,7 @@ def _abstract(config: ModelConfig) -> crem.Params:
 
 
 def _check_fits(stored: crem.Params, like: crem.Params, where: Path) -> crem.Params:
-    """The stored parameters that `like` names, which must have its shapes."""
+    """The stored parameters under the keys of `like`, checked to have its paths and shapes."""
     stored = {name: stored[name] for name in like if name in stored}
     trees.check_same(stored, like, what=f"{where.parent}, by {CONFIG_FILE},")
     return stored
@@ -175,7 +174,7 @@ def _check_fits(stored: crem.Params, like: crem.Params, where: Path) -> crem.Par
 
 @contextlib.contextmanager
 def _reading(where: Path) -> Iterator[None]:
-    """What orbax raises becomes a CremError; nothing but calls of it belongs inside."""
+    """Turns errors of orbax into CremError; only calls to orbax belong inside."""
     try:
         yield
     except MemoryError:
@@ -188,5 +187,5 @@ def _reading(where: Path) -> Iterator[None]:
 
 
 def score(metrics: dict[str, float]) -> float:
-    """What orbax chooses the best checkpoint by."""
+    """The value by which orbax ranks checkpoints; higher is better."""
     return metrics["score"]

@@ -1,6 +1,6 @@
-"""Model directories of either kind: what `crem train` or `crem import` made, or Hugging Face's.
+"""Opens model directories of either kind: crem's own (a run or an import), or Hugging Face's.
 
-Adapters are merged into the kernels they adapt: a model that is opened has none.
+Adapters are merged into their kernels on opening.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def load_parts(
     dtype: str = "float32",
     shardings: crem.Params | None = None,
 ) -> Parts:
-    """A model in memory.
+    """Loads a model into memory.
 
     Args:
       step: of a run: "best", "last" or a number.
-      dtype: of the parameters.
-      shardings: of the parameters on a device mesh (a tree as `mesh.param_shardings` gives), each
-        process reading its own shards alone; None puts them on this process's
-        first device.
+      dtype: type of the parameters.
+      shardings: shardings of the parameters, as from `mesh.param_shardings`; each process reads
+        only its own shards. None puts them on this process's first device.
 
     Raises:
-      FileNotFoundError, CremError: it is no model directory, or is damaged; the message says how.
+      FileNotFoundError, CremError: it is not a model directory, or is damaged; the message says
+        how.
     """
     if _is_run(directory) and model_directory.load_config(directory).lora is None:
         return model_directory.load_model(directory, step, dtype=dtype, shardings=shardings)
@@ -50,7 +50,7 @@ def load_parts(
 
 
 def open_parts(directory: str | Path, step: int | str = "best") -> Parts:
-    """As `load_parts`, the parameters as LazyArrays in the type they are stored in."""
+    """As `load_parts`, with the parameters as LazyArrays of their stored type."""
     if _is_run(directory):
         config, params, tokenizer = model_directory.open_model(directory, step)
         return *merge_lora(config, params), tokenizer

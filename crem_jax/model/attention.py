@@ -1,7 +1,7 @@
-"""Attention over several key/value segments under one softmax, by the kernel that suits.
+"""Attention over several key/value segments under one softmax, dense or by a flash kernel.
 
-The target region attends to the memory and to itself. Keeping the two apart (instead of
-concatenating keys and values) leaves the memory where it is on every decoding step.
+The target region attends to the memory and to itself. Keeping the two as segments, instead of
+concatenating keys and values, avoids copying the memory on every decoding step.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ from crem_jax.model.mask import AttentionMask
 from crem_jax.types import Array
 
 Mask = AttentionMask | jax.Array
-"""Who sees a segment: ids, or any mask bool [B, T or 1, C] (which splash attention cannot use)."""
+"""The mask of a segment: ids, or any bool [B, T or 1, C] (not supported by splash attention)."""
 
 Segment = tuple[Array, Array, Mask]
-"""(keys [B, G, C, H], values [B, G, C, H], who sees them)."""
+"""(keys [B, G, C, H], values [B, G, C, H], mask)."""
 
 
 def implementation(name: str, dtype: jnp.dtype) -> str:
-    """What the config's `attention` means on the devices of the mesh in use, else JAX's default.
+    """Resolves `ModelConfig.attention` for the devices of the current mesh, or the default device.
 
-    "auto" is splash attention on TPU, cuDNN's flash attention on GPU (16-bit only, so not for
-    float32) and the dense softmax elsewhere.
+    "auto" is splash attention on TPU, cuDNN's flash attention on GPU (16-bit types only; float32
+    uses the dense softmax) and the dense softmax elsewhere.
+
+    Returns:
+      "xla" (dense), "splash" or "cudnn".
     """
     if name != "auto":
         return name
@@ -44,9 +47,9 @@ def attend(q: jax.Array, segments: Sequence[Segment], how: str = "xla") -> jax.A
 
     Args:
       q: [B, N, T, H]; grouped queries share a key/value head, N = G * R.
-      segments: keys, values and who sees them; only the last may be causal. A row that sees
-        nothing yields a finite average.
-      how: "xla", "splash" (`AttentionMask` alone) or "cudnn".
+      segments: keys, values and mask of each; only the last may be causal. The output of a row
+        whose mask is empty is finite and meaningless.
+      how: "xla", "splash" (`AttentionMask` only) or "cudnn", see `implementation`.
 
     Returns:
       [B, T, N, H] in q's dtype, as the output projection wants it.
@@ -59,7 +62,7 @@ def attend(q: jax.Array, segments: Sequence[Segment], how: str = "xla") -> jax.A
 
 
 def as_mask(mask: Mask, rows: int) -> jax.Array:
-    """bool [B, T or 1, C]."""
+    """The mask as bool [B, T or 1, C], of T = `rows` rows."""
     return mask.visible(rows) if isinstance(mask, AttentionMask) else mask
 
 

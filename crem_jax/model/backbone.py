@@ -1,4 +1,4 @@
-"""The decoder of the Qwen-VL models, Qwen2: grouped-query attention, M-RoPE, SwiGLU, scanned."""
+"""Qwen2, the decoder of the Qwen-VL models: grouped-query attention, M-RoPE and SwiGLU layers."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class Block(nn.Module):
 
         Args:
           x: [B, T, D].
-          memory: keys and values [B, G, S, H] to attend to beside the own ones, or None.
-          buffer: own keys and values so far [B, G, C, H]; the new ones are written at `start`.
-            None when x is the whole sequence.
-          rotation: of the T slots.
-          memory_mask: which of the memory [B, T or 1, S], self_mask: which own slots [B, T, T or C]
-            each row sees.
+          memory: further keys and values to attend to, [B, G, S, H], or None.
+          buffer: a cache of keys and values, [B, G, C, H], into which the new ones are written
+            from slot `start` on; None when x is the whole sequence.
+          rotation: rotary cosines and sines of the T slots.
+          memory_mask: the mask of the memory, [B, T or 1, S].
+          self_mask: the mask of x's own slots, [B, T, T], or of the buffer, [B, T, C].
           start: int32 [].
 
         Returns:
-          x, and the own keys and values (the updated buffer if one was given).
+          x [B, T, D], and x's keys and values (the updated buffer if one was given).
         """
         cfg = self.config
         x = constrain(x, "batch", "length", "embed")
@@ -114,7 +114,7 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(cfg.rms_norm_eps)
 
     def embed(self, tokens: Array) -> jax.Array:
-        """int32 [B, T] -> [B, T, D]."""
+        """Token embeddings: int32 [B, T] -> [B, T, D]."""
         x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
         return constrain(x, "batch", "length", "embed")
 
@@ -132,9 +132,9 @@ class Backbone(nn.Module):
 
         Args:
           x: [B, T, D] embeddings. position: int32 [B, T, 3].
-          self_mask: which own slots [B, T, T] each row sees, or [B, T, C] with a buffer of C slots.
-          memory: stacked [L, B, G, S, H]; memory_mask: which of it [B, T or 1, S].
-          buffer: stacked [L, B, G, C, H], written at slot `start`.
+          self_mask: the mask of x's own slots, [B, T, T], or of a buffer of C slots, [B, T, C].
+          memory: keys and values [L, B, G, S, H]. memory_mask: its mask, [B, T or 1, S].
+          buffer: a cache of keys and values, [L, B, G, C, H], written from slot `start` on.
 
         Returns:
           Hidden states [B, T, D], and the keys and values [L, B, G, T or C, H].
@@ -148,7 +148,7 @@ class Backbone(nn.Module):
         return self.norm(x), kv
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[…, D] -> float32 […, V]."""
+        """Next-token logits: hidden states […, D] -> float32 […, V]."""
         table = self.embedding if self.config.tie_embeddings else self.head
         return jnp.einsum(
             "...D,VD->...V", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32

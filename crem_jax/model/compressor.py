@@ -1,4 +1,4 @@
-"""The compressor: a context of pictures and text becomes a Memory closed by the chorus."""
+"""The compressor: turns a context of images and text, closed by the chorus, into a Memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Compressor(nn.Module):
     """Vision tower and decoder stack over `[V, T, U]` (paper section 3.1).
 
     Attributes:
-      vision, backbone: the model's, shared with the decoder.
-      num_chorus: K; 0 for a plain backbone, whose memory only serves native generation.
-      image_token_id: the token whose embeddings the vision tokens replace, in order.
+      vision, backbone: modules shared with the decoder.
+      num_chorus: K; 0 for a plain backbone, whose memory serves native generation only.
+      image_token_id: the placeholder token whose embeddings are replaced by the vision tokens.
     """
 
     vision: VisionTower
@@ -27,7 +27,11 @@ class Compressor(nn.Module):
     image_token_id: int
 
     def __call__(self, context: Context, vision: jax.Array | None = None) -> Memory:
-        """vision: what the tower makes of the patches [B, P / merge², D], if it is known."""
+        """Compresses a context.
+
+        Args:
+          vision: precomputed output of the vision tower, [B, P / merge², D]; None computes it.
+        """
         x = self.backbone.embed(context.tokens)
         if context.patches is not None:
             vision = self.vision(context.patches) if vision is None else vision
@@ -45,7 +49,7 @@ class Compressor(nn.Module):
         )
 
     def _insert(self, x: jax.Array, tokens: Array, vision: Array) -> jax.Array:
-        """Puts the row's n-th vision token in the place of its n-th image token."""
+        """Replaces each row's n-th image token by its n-th vision token."""
         is_image = tokens == self.image_token_id
         nth = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, vision.shape[1] - 1)
         return jnp.where(is_image[..., None], jnp.take_along_axis(vision, nth[..., None], 1), x)

@@ -28,15 +28,15 @@ Params = dict[str, Any]
 
 
 class Crem(nn.Module):
-    """The parameters `vision` and `backbone`, and the two ways to use them."""
+    """The whole model: compressor and decoder over shared modules `vision` and `backbone`."""
 
     config: ModelConfig
 
     def setup(self):
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
-        how = (cfg.remat, cfg.unroll, dtype, implementation(cfg.attention, dtype))
-        self.vision = VisionTower(cfg.vision, cfg.text.hidden_size, *how)
-        self.backbone = Backbone(cfg.text, *how)
+        options = (cfg.remat, cfg.unroll, dtype, implementation(cfg.attention, dtype))
+        self.vision = VisionTower(cfg.vision, cfg.text.hidden_size, *options)
+        self.backbone = Backbone(cfg.text, *options)
         self.compressor = Compressor(self.vision, self.backbone, cfg.num_chorus, cfg.image_token_id)
         self.decoder = Decoder(self.backbone)
 
@@ -55,7 +55,7 @@ class Crem(nn.Module):
         return self.backbone.logits(hidden)
 
     def __call__(self, context: Context, target: Target) -> jax.Array:
-        """Touches every parameter; used to make them."""
+        """Uses every parameter, so that `init` creates them all."""
         memory = self.compress(context)
         hidden, _ = self.decode(memory, target, jnp.zeros(memory.next_position.shape, bool))
         return self.logits(hidden)
@@ -64,12 +64,16 @@ class Crem(nn.Module):
 def compress(
     config: ModelConfig, params: Params, context: Context, vision: jax.Array | None = None
 ) -> Memory:
-    """See `Compressor`."""
+    """Compresses a context into a Memory, see `Compressor`.
+
+    Args:
+      vision: what `encode_images` gives for the context's patches; None computes it.
+    """
     return _apply(config, params, Crem.compress, context, vision)
 
 
 def encode_images(config: ModelConfig, params: Params, patches: Patches) -> jax.Array:
-    """Vision tokens [B, P / merge², D] that `compress` takes in place of its own."""
+    """Vision tokens [B, P / merge², D] of image patches, which `compress` accepts as `vision`."""
     return _apply(config, params, Crem.encode_images, patches)
 
 
@@ -81,22 +85,22 @@ def decode(
     z: jax.Array,
     cache: Cache | None = None,
 ) -> tuple[jax.Array, Cache | None]:
-    """See `Decoder.__call__`."""
+    """Hidden states of the target region, see `Decoder.__call__`."""
     return _apply(config, params, Crem.decode, memory, target, z, cache)
 
 
 def logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
-    """[…, D] -> float32 […, V]."""
+    """Next-token logits: hidden states […, D] -> float32 […, V]."""
     return _apply(config, params, Crem.logits, hidden)
 
 
 def head(config: ModelConfig, params: Params) -> jax.Array:
-    """The language-model head's table [V, D]: the logits are hidden · headᵀ."""
+    """The weights of the language-model head, [V, D]: the logits are hidden · headᵀ."""
     return params["backbone"]["embedding" if config.text.tie_embeddings else "head"]
 
 
 def boxed_init(config: ModelConfig, key: jax.Array) -> Params:
-    """Fresh parameters with their logical axis names (`nn.LogicallyPartitioned` leaves)."""
+    """Initial parameters with logical axis names (`nn.LogicallyPartitioned` leaves)."""
     merge, slots = config.vision.merge_size**2, config.num_chorus + 1
     tokens = jnp.full((1, slots), config.image_token_id, jnp.int32)
     context = Context(
@@ -116,17 +120,17 @@ def boxed_init(config: ModelConfig, key: jax.Array) -> Params:
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
-    """Fresh float32 parameters, a plain dict tree."""
+    """Initial float32 parameters, as a nested dict of arrays."""
     return nn.meta.unbox(boxed_init(config, key))
 
 
 def abstract(config: ModelConfig) -> Params:
-    """The parameters' shapes, dtypes and logical axes, with nothing allocated."""
+    """Shapes, dtypes and logical axes of the parameters, without allocating them."""
     return jax.eval_shape(lambda: boxed_init(config, jax.random.key(0)))
 
 
 def axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """Path -> logical axes of every parameter."""
+    """Parameter path -> its logical axes."""
     return {path: leaf.names for path, leaf in trees.flatten(abstract(config)).items()}
 
 

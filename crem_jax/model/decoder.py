@@ -12,7 +12,7 @@ from crem_jax.types import KV, Array, Cache, Memory, Target
 
 
 class Decoder(nn.Module):
-    """The same decoder stack over `[Q, A]` (paper section 3.2)."""
+    """The shared decoder stack over a target region `[Q, A]` (paper section 3.2)."""
 
     backbone: Backbone
 
@@ -22,13 +22,13 @@ class Decoder(nn.Module):
         """Hidden states of the target region.
 
         Args:
-          memory: of B rows; after `Memory.chorus_only` z no longer matters.
+          memory: the context's, of B rows; after `Memory.chorus_only` z has no effect.
           target: [B, T]; with a cache, the tokens that follow the cached ones.
-          z: bool [B], True hides the context so that only the chorus speaks.
-          cache: of the target region so far, with at least T free slots.
+          z: bool [B], True masks the context, so that only the chorus is attended to.
+          cache: keys and values of the target region so far, with at least T free slots.
 
         Returns:
-          [B, T, D], and the cache with these tokens in it (None if none was given).
+          [B, T, D], and the updated cache (None if none was given).
         """
         batch, width = target.tokens.shape
         start = jnp.zeros((), jnp.int32) if cache is None else cache.length
@@ -56,7 +56,7 @@ class Decoder(nn.Module):
 
 
 def empty_cache(memory: Memory, slots: int) -> Cache:
-    """A cache of `slots` free slots beside `memory`."""
+    """An empty cache of `slots` slots, with the batch size and dtype of `memory`."""
     layers, batch, groups, _, dim = memory.kv.keys.shape
     zeros = jnp.zeros((layers, batch, groups, slots, dim), memory.kv.keys.dtype)
     return Cache(

@@ -1,4 +1,4 @@
-"""A name for a model's numbers, so that no library mixes two models."""
+"""A fingerprint of a model's config and parameters, so that no library mixes two models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crem_jax.model import crem
 
 _SAMPLE = 4096
 _NOT_MEANING = ("dtype", "remat", "unroll", "attention", "temperature")
-"""Fields that only decide how a model is computed or trained."""
+"""Fields that only affect how a model is computed or trained."""
 
 _ALWAYS: Mapping[type, Collection[str]] = {
     ModelConfig: (
@@ -40,22 +40,22 @@ _ALWAYS: Mapping[type, Collection[str]] = {
     ),
     LoRAConfig: ("rank", "alpha", "targets"),
 }
-"""Fields that count whatever they hold: those of the version that made the first libraries.
+"""Fields that are always hashed: those of the version that made the first libraries.
 
-Add none. A later field counts where it is not at its default, so that the models from before it
-keep their fingerprint, and the libraries made with them can be opened.
+Add none. A field added later is hashed only where it differs from its default, so that earlier
+models keep their fingerprint and the libraries made with them can be opened.
 """
 
 _EMBEDDING = "backbone/embedding"
 
 
 def fingerprint(config: ModelConfig, params: crem.Params) -> str:
-    """32 hexadecimal digits of the config, of an even sample of every parameter, and of the chorus
-    tokens' rows of the embedding, which the sample can miss.
+    """A hash of 32 hexadecimal digits over the config, an even sample of every parameter, and the
+    embedding rows of the chorus tokens, which the sample can miss.
 
-    Parameters count as bfloat16, so that a model is the same one in either type; what only decides
-    how it is computed (dtype, remat, kernels) does not count, nor does a field of the config that
-    was added later while it is at its default.
+    Parameters are hashed as bfloat16, so that both types of a model have the same fingerprint.
+    Fields that only affect the computation (dtype, remat, kernels) are left out, and so are fields
+    of the config that were added later while they are at their default.
     """
     values = json.dumps(_counted(config), sort_keys=True)
     digest = hashlib.blake2b(values.encode(), digest_size=16)
@@ -70,7 +70,7 @@ def fingerprint(config: ModelConfig, params: crem.Params) -> str:
 
 
 def _counted(config: Any) -> dict[str, Any]:
-    """The fields of a config that count, nested ones as dicts."""
+    """The fields of a config that are hashed, nested ones as dicts."""
     always = next((names for kind, names in _ALWAYS.items() if isinstance(config, kind)), ())
     counted = {}
     for field in dataclasses.fields(config):
@@ -83,7 +83,7 @@ def _counted(config: Any) -> dict[str, Any]:
 
 
 def _default(field: dataclasses.Field) -> Any:
-    """`dataclasses.MISSING`, which equals no value, if the field has none."""
+    """A field's default; `dataclasses.MISSING`, which equals no value, if it has none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default

@@ -1,8 +1,9 @@
 """Int8 weights of the decoder, for serving: a quarter of float32's bytes, half of bfloat16's.
 
-Each kernel W of a decoder layer becomes whole numbers Q in -127..127 and one float scale for each
-output, s = max|W| / 127 over the inputs, so that W ≈ Q s. As s belongs to the outputs, `Dense`
-computes (x Q) s and never holds W. Embedding, norms, biases and the vision tower stay as they are.
+Each kernel W of a decoder layer becomes integers Q in -127..127 and one float scale per output
+channel, s = max|W| / 127 over the inputs, so that W ≈ Q s. As s depends on the output alone,
+`Dense` computes (x Q) s and never materialises W. Embedding, norms, biases and the vision tower
+are not quantised.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ _INPUTS = (
     (r"backbone/layers/o/kernel", 2),
     (r"backbone/layers/([qkv]|mlp/(gate|up|down))/kernel", 1),
 )
-"""How many axes of a kernel, after that of the layers, are inputs."""
+"""Number of input axes of each kernel, after the leading axis of the layers."""
 
 
 def quantise(params: trees.Tree, dtype: str) -> dict[str, Any]:
-    """The parameters with int8 kernels and a `kernel_scale` beside each, float32 [L, *outputs].
+    """Quantises the decoder's kernels to int8, each with a `kernel_scale`, float32 [L, *outputs].
 
     Args:
       params: arrays of any kind; LazyArrays are read layer by layer.
-      dtype: of the other leaves.
+      dtype: type of the other leaves.
 
     Returns:
-      numpy arrays.
+      The parameters as numpy arrays.
     """
     inputs = trees.flatten(trees.match(_INPUTS, params, where="int8", default=0))
     leaves: dict[str, Any] = {}

@@ -1,8 +1,8 @@
 """Flash attention for the split sequence: splash attention on TPU, cuDNN's on GPU.
 
-Neither ever holds the scores [B, N, T, C]. A target row's memory and own keys are laid end to end:
-one causal kernel whose diagonal starts behind the memory then is the whole softmax, and the ids of
-`AttentionMask` say which of the memory is visible. Lengths are padded to the kernel's tiles.
+Neither materialises the scores [B, N, T, C]. The keys of the memory and of the target region are
+concatenated, so that one causal kernel, whose diagonal starts after the memory, computes the whole
+softmax; the ids of `AttentionMask` mask the memory. Lengths are padded to the kernel's tiles.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from crem_jax.mesh import by_rows_and_heads
-from crem_jax.model.mask import HIDDEN, UNSEEN, AttentionMask
+from crem_jax.model.mask import HIDDEN, PADDING, AttentionMask
 from crem_jax.types import Array
 
 LANES = 128
@@ -23,26 +23,26 @@ LARGEST_BLOCK = 512
 
 
 def splash(q: jax.Array, segments: Sequence[tuple[Array, Array, AttentionMask]]) -> jax.Array:
-    """See `attention.attend`. Off TPU the kernel is interpreted: exact, and only for tests."""
+    """Splash attention, see `attention.attend`; interpreted off TPU, which is exact but slow."""
     batch, _, rows, dim = q.shape
-    own = segments[-1][2]
+    target = segments[-1][2]
     keys, values, columns = [], [], []
-    for k, v, sight in segments:
-        last = sight is own
+    for k, v, mask in segments:
+        last = mask is target
         keys.append(_pad(k, 2))
         values.append(_pad(v, 2))
-        columns.append(_pad(sight.columns, 1, fill=UNSEEN if last else HIDDEN))
+        columns.append(_pad(mask.columns, 1, fill=PADDING if last else HIDDEN))
     offset = sum(ids.shape[1] for ids in columns[:-1])
     q = _pad(q * dim**-0.5, 2)
-    ids = _pad(jnp.broadcast_to(own.rows, (batch, rows)), 1, fill=UNSEEN)
-    run = functools.partial(_splash, causal=own.causal, offset=offset, interpret=_interpreted())
+    ids = _pad(jnp.broadcast_to(target.rows, (batch, rows)), 1, fill=PADDING)
+    run = functools.partial(_splash, causal=target.causal, offset=offset, interpret=_interpreted())
     k, v = (jnp.concatenate(x, axis=-2) for x in (keys, values))
     out = by_rows_and_heads(run, q, k, v, ids, jnp.concatenate(columns, axis=1))
     return out[:, :, :rows].swapaxes(1, 2)
 
 
 def _splash(q, k, v, rows, columns, *, causal: bool, offset: int, interpret: bool) -> jax.Array:
-    """One device's share: q [B, N, T, H], k and v [B, G, C, H], rows [B, T], columns [B, C]."""
+    """One device's shard: q [B, N, T, H], k and v [B, G, C, H], rows [B, T], columns [B, C]."""
     from jax.experimental.pallas.ops.tpu import splash_attention as lib  # slow to import
 
     shape = (q.shape[2], k.shape[2])
@@ -71,9 +71,12 @@ def cudnn(
     segments: Sequence[tuple[Array, Array, jax.Array]],
     implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> jax.Array:
-    """See `attention.attend`; 16-bit. Masks reach the kernel as a bias [B, 1, T, C]."""
+    """cuDNN's flash attention, see `attention.attend`; 16-bit types only.
+
+    Masks become a bias [B, 1, T, C] of the kernel.
+    """
     rows = q.shape[2]
-    # With a bias the backward kernel takes even lengths only.
+    # With a bias, the backward kernel supports even lengths only.
     k, v = (
         jnp.concatenate([_pad(x[i], 2, to=2) for x in segments], axis=2).swapaxes(1, 2)
         for i in (0, 1)
@@ -87,13 +90,13 @@ def cudnn(
 
 
 def _pad(x: Array, *axes: int, to: int = LANES, fill=0) -> jax.Array:
-    """Pads axes at their end to multiples of `to`."""
+    """Pads axes at their end to a multiple of `to`."""
     widths = [(0, -size % to if axis in axes else 0) for axis, size in enumerate(x.shape)]
     return jnp.pad(x, widths, constant_values=fill) if any(b for _, b in widths) else jnp.asarray(x)
 
 
 def _block(length: int) -> int:
-    """The largest block of whole lanes that divides the length."""
+    """The largest block size, a multiple of LANES, that divides the length."""
     return max(b for b in range(LANES, LARGEST_BLOCK + 1, LANES) if length % b == 0)
 
 

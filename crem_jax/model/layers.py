@@ -1,4 +1,4 @@
-"""Dense, norms and MLPs, with the logical axis names that `mesh.py` maps to a device mesh."""
+"""Dense layers, norms and MLPs, whose parameters have the logical axis names of `mesh.RULES`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from crem_jax.mesh import constrain
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[R, I] @ [I, O] -> [R, O].
 
-    The kernel's gradient is xᵀ g as written. JAX's own rule gives (gᵀ x)ᵀ, for which XLA's CPU
-    compiler recomputes the activation behind g column by column: a seventh of a step.
+    The kernel's gradient is computed as xᵀ g. JAX's own rule gives (gᵀ x)ᵀ, for which XLA's CPU
+    compiler recomputes the activation behind g column by column, a seventh of a step's time.
     """
     return x @ kernel
 
@@ -37,15 +37,16 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Dense(nn.Module):
-    """y = x W + b with several output axes; float32 parameters, `dtype` arithmetic.
+    """y = x W + b with several output axes; float32 parameters, arithmetic in `dtype`.
 
-    W may also be int8 with a `kernel_scale` of each output beside it (`model.int8`), and where the
-    parameters hold an adapter, `lora_a` and `lora_b` (`model.lora`), it is W + A B.
+    W may be int8 with a `kernel_scale` per output channel (`model.int8`). If the parameters hold an
+    adapter, `lora_a` and `lora_b` (`model.lora`), y = x (W + A B) + b.
 
     Attributes:
-      features: output shape. A tuple gives several axes (heads, head dimension).
+      features: shape of the output axes, such as (heads, head dimension).
       axes: logical names of the kernel's axes, contracted ones first.
-      contract: how many trailing axes of x are contracted.
+      contract: number of trailing axes of x that are contracted.
+      scale: factor of the initial kernel's standard deviation.
     """
 
     features: Sequence[int]
@@ -85,9 +86,9 @@ class Dense(nn.Module):
 
 
 def partitioned(init: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
-    """An initialiser whose parameter has the logical names of its axes.
+    """An initialiser that attaches logical axis names to its parameter.
 
-    flax types it as the box that names them; a module sees the array in it.
+    flax types it as the box that holds the names; a module sees the array itself.
     """
     return nn.with_logical_partitioning(init, names)
 
@@ -125,7 +126,12 @@ class LayerNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)); axes: logical names of the outer and the inner width."""
+    """down(silu(gate(x)) * up(x)).
+
+    Attributes:
+      features: inner width. axes: logical names of the outer and the inner width.
+      scale: as of `Dense`, for `down`.
+    """
 
     features: int
     scale: float = 1.0

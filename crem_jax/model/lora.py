@@ -6,10 +6,10 @@ Parameters, beside the `kernel` [*layers, *in, *out] of every `layers.Dense` tha
   lora_b  [*layers, rank, *out]   zeros, so that training starts at the model it adapts
   s = alpha / rank
 
-where `layers` is the leading axis of a scanned stack, [] elsewhere; as matrices (in and out
+where `layers` is the leading axis of a scanned stack, absent elsewhere. As matrices (in and out
 flattened) they are the transposes of PEFT's lora_A.weight [rank, in] and lora_B.weight [out, rank].
-Whatever the targets, the chorus gets `compressor/chorus_delta` [K, D], zeros, which is added to its
-rows of the embedding: its tokens are new, and the table they are in stays frozen.
+Whatever the targets, `compressor/chorus_delta` [K, D], initially zeros, is trained and added to the
+chorus tokens' rows of the embedding: these tokens are new, while the embedding stays frozen.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from crem_jax.lazy_array import LazyArray
 
 CHORUS_DELTA = "compressor/chorus_delta"
 _TWO_INPUTS = ("heads", "vision_heads")
-"""Output projections contract heads and head dimension; all other kernels contract one axis."""
+"""First axes of kernels with two input axes (output projections); all others have one."""
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a parameter is one of the above."""
+    """Whether the parameter at a path belongs to an adapter."""
     return path.endswith(("/lora_a", "/lora_b")) or path == CHORUS_DELTA
 
 
 def add_adapters(config: ModelConfig, params: Any, key: jax.Array) -> dict[str, Any]:
-    """Boxed parameters with the adapters that `config.lora` asks for.
+    """Adds the adapters that `config.lora` specifies to boxed parameters.
 
     Raises:
       ConfigError: a target matches no kernel.
@@ -65,7 +65,7 @@ def add_adapters(config: ModelConfig, params: Any, key: jax.Array) -> dict[str, 
 
 
 def scaled(config: ModelConfig, params: Any) -> Any:
-    """The parameters as `layers.Dense` reads them: every B times alpha / rank."""
+    """The parameters with every B multiplied by alpha / rank, as `layers.Dense` expects."""
     if config.lora is None:
         return params
     scale = config.lora.alpha / config.lora.rank
@@ -76,9 +76,9 @@ def scaled(config: ModelConfig, params: Any) -> Any:
 
 
 def merge_lora(config: ModelConfig, params: Any) -> tuple[ModelConfig, dict[str, Any]]:
-    """The same model without adapters: W + s A B in the place of every adapted kernel W.
+    """Merges the adapters: every adapted kernel W is replaced by W + s A B.
 
-    What was lazy stays lazy; a model without adapters comes back as it is.
+    LazyArrays stay lazy; a model without adapters is returned unchanged.
     """
     if config.lora is None:
         return config, params
@@ -97,7 +97,7 @@ def merge_lora(config: ModelConfig, params: Any) -> tuple[ModelConfig, dict[str,
 
 
 def _adapter(kernel: nn.LogicallyPartitioned, rank: int, key: jax.Array) -> tuple[Any, Any]:
-    """A and B of a boxed kernel."""
+    """Initial A and B for a boxed kernel."""
     shape, names = kernel.value.shape, kernel.names
     layers = 1 if names[0] == "layers" else 0
     inputs = layers + (2 if names[layers] in _TWO_INPUTS else 1)
@@ -111,7 +111,7 @@ def _adapter(kernel: nn.LogicallyPartitioned, rank: int, key: jax.Array) -> tupl
 
 
 class _Product:
-    """s A B, whole or any box of it."""
+    """s A B, computed whole or by slices."""
 
     def __init__(self, a: Any, b: Any, scale: float, layers: int):
         self.a, self.b, self.scale, self.layers = a, b, scale, layers
@@ -134,7 +134,7 @@ class _Product:
 
 
 class _Rows:
-    """Zeros [V, D] but for the rows from `first` on, whole or any box of it."""
+    """Zeros [V, D] except for `rows`, from row `first` on; computed whole or by slices."""
 
     def __init__(self, rows: Any, count: int, first: int):
         self.rows, self.count, self.first = rows, count, first

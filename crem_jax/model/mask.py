@@ -1,4 +1,4 @@
-"""The compression-aware attention mask (paper section 3.2), from small vectors of ids.
+"""The compression-aware attention mask (paper section 3.2), as small vectors of ids.
 
 With two context slots V T, two chorus slots U and three target slots Q A A, rows attend to columns:
 
@@ -12,8 +12,9 @@ With two context slots V T, two chorus slots U and three target slots Q A A, row
       A   x x x x x x .         A   . . x x x x .
       A   x x x x x x x         A   . . x x x x x
 
-The target never looks back at the context when z = 1; the chorus always sees all of it. The upper
-left of the drawing is `context_mask`, the lower left `memory_mask`, the lower right `target_mask`.
+With z = 1 the target does not attend to the context; the chorus always attends to all of it. The
+upper left of the drawing is `context_mask`, the lower left `memory_mask`, the lower right
+`target_mask`.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ from flax import struct
 
 from crem_jax.types import CHORUS, CONTEXT, PAD, Array
 
-SEEN, UNSEEN, HIDDEN = 1, 0, -1
-"""Ids of slots. Padding (UNSEEN) sees padding alone, so no row is blind; nothing sees HIDDEN."""
+VISIBLE, PADDING, HIDDEN = 1, 0, -1
+"""Ids of slots. Padding attends to padding, so no row's mask is empty; HIDDEN is masked for all."""
 
 
 @struct.dataclass
 class AttentionMask:
-    """Who sees whom: a row sees a column iff their ids are equal and, if causal, it comes no later.
+    """A row attends to a column if their ids are equal and, if causal, the column is not later.
 
-    Kernels read these vectors as segment ids; `visible` spells them out for the dense softmax.
+    Flash kernels take the vectors as segment ids; `visible` expands them for the dense softmax.
 
     Attributes:
-      rows: int32 [B, T], or [B, 1] where all rows are alike.
+      rows: int32 [B, T], or [B, 1] if all rows have the same id.
       columns: int32 [B, C].
-      start: int32 [], the column that row 0 stands at; where causal.
-      causal: row i sees column j only if j <= start + i.
+      start: int32 [], the column of row 0; used if causal.
+      causal: row i attends to column j only if j <= start + i.
     """
 
     rows: Array
@@ -47,7 +48,7 @@ class AttentionMask:
     causal: bool = struct.field(pytree_node=False, default=False)
 
     def visible(self, count: int) -> jax.Array:
-        """bool [B, T or 1, C], of `count` = T rows."""
+        """The mask as bool [B, T or 1, C], of T = `count` rows."""
         same = self.rows[:, :, None] == self.columns[:, None, :]
         if not self.causal:
             return same
@@ -56,23 +57,40 @@ class AttentionMask:
 
 
 def context_mask(region: Array) -> AttentionMask:
-    """Of the context on itself. region: int32 [B, S]."""
-    ids = jnp.where(region == PAD, UNSEEN, SEEN)
+    """The causal mask of the context attending to itself.
+
+    Args:
+      region: int32 [B, S].
+    """
+    ids = jnp.where(region == PAD, PADDING, VISIBLE)
     return AttentionMask(ids, ids, causal=True)
 
 
 def memory_mask(region: Array, z: Array) -> AttentionMask:
-    """Of the target on its memory. region: int32 [B, S]; z: bool [B], True where compressed."""
-    seen = (region == CHORUS) | ((region == CONTEXT) & ~z[:, None])
-    columns = jnp.where(seen, SEEN, HIDDEN)
-    return AttentionMask(jnp.full((len(region), 1), SEEN), columns)
+    """The mask of the target region attending to the memory.
+
+    Args:
+      region: int32 [B, S]. z: bool [B], True masks the context and leaves the chorus.
+    """
+    visible = (region == CHORUS) | ((region == CONTEXT) & ~z[:, None])
+    columns = jnp.where(visible, VISIBLE, HIDDEN)
+    return AttentionMask(jnp.full((len(region), 1), VISIBLE), columns)
 
 
 def target_mask(valid: Array, columns: Array, start: jax.Array | int = 0) -> AttentionMask:
-    """Of the target on itself. valid: bool [B, T] rows; columns: bool [B, C], from `start` on."""
+    """The causal mask of the target region attending to itself, or to a cache of C slots.
+
+    Args:
+      valid: bool [B, T], rows with real tokens. columns: bool [B, C], slots with real tokens.
+      start: int32 [], the column of row 0.
+    """
     return AttentionMask(valid.astype(jnp.int32), columns.astype(jnp.int32), start, causal=True)
 
 
 def segment_mask(segment: Array) -> AttentionMask:
-    """Of patches on their own segment (picture or window). segment: int32 [B, P]; 0 is padding."""
+    """The mask of patches attending to their own segment, an image or a window of it.
+
+    Args:
+      segment: int32 [B, P]; 0 is padding.
+    """
     return AttentionMask(segment, segment)

@@ -1,6 +1,6 @@
-"""Retrieval embeddings from chorus states: the L2-normalised mean over the first k of them.
+"""Retrieval embeddings from chorus states: the L2-normalised mean of the first k states.
 
-Chorus rows are causal, so the first k of K states are exactly what compressing with k gives.
+The chorus is causal, so the first k of K states equal those of a model with k chorus tokens.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ _SMALLEST_NORM = 1e-12
 
 
 def pool(states: np.ndarray, k: int | None = None, dim: int | None = None) -> np.ndarray:
-    """Embeddings of numpy chorus states.
+    """Embeddings from chorus states as numpy arrays.
 
     Args:
-      states: float32 [N, K, D]. k: None is all K. dim: keep only the first `dim` numbers.
+      states: float32 [N, K, D]. k: None is all K.
+      dim: keep the first `dim` components, before normalisation; None is all D.
 
     Returns:
       float32 [N, D or dim], L2-normalised.
@@ -27,7 +28,7 @@ def pool(states: np.ndarray, k: int | None = None, dim: int | None = None) -> np
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [..., D] scaled to length 1; zeros stay zeros."""
+    """L2-normalises vectors [..., D]; zero vectors stay zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.maximum(norms, _SMALLEST_NORM)
 
@@ -35,11 +36,11 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 def pool_traced(
     states: Array, k: int | jax.Array | None = None, dim: int | jax.Array | None = None
 ) -> jax.Array:
-    """`pool` within a compiled function, where k and dim may be traced.
+    """`pool` for use under `jax.jit`, where k and dim may be traced.
 
     Args:
       states: float32 [B, K, D]. k: None is all K.
-      dim: the numbers past the first `dim` are 0 before normalising; None keeps all D.
+      dim: components from `dim` on are set to 0 before normalisation; None keeps all D.
 
     Returns:
       float32 [B, D].

@@ -11,31 +11,38 @@ import numpy as np
 from crem_jax.types import Array
 
 Rotation = tuple[jax.Array, jax.Array]
-"""Cosines and sines, float32 [B, T, 1, H] each: computed once, used by every layer."""
+"""Cosines and sines, float32 [B, T, 1, H] each, shared by all layers."""
 
 
 def text_rotation(position: Array, dim: int, theta: float, section: Sequence[int]) -> Rotation:
-    """M-RoPE (Qwen2-VL section 2.1). position: int32 [B, T, 3].
+    """The M-RoPE rotation of the decoder (Qwen2-VL, section 2.1).
 
-    The H/2 frequencies are split into `section`; the parts turn with time, height and width.
+    Args:
+      position: int32 [B, T, 3], time, height and width. dim: H. theta: base of the frequencies.
+      section: how many of the H/2 frequencies rotate with time, height and width.
     """
     axis = np.repeat(np.arange(3), section)
     return _turn(position[..., axis].astype(jnp.float32) * _frequencies(dim, theta))
 
 
 def vision_rotation(position: Array, dim: int, theta: float) -> Rotation:
-    """Half the frequencies turn with the patch row, half with its column.
+    """The 2-D rotation of the vision tower: half the frequencies by patch row, half by column.
 
-    position: int32 [B, P, 2].
+    Args:
+      position: int32 [B, P, 2], row and column. dim: H. theta: base of the frequencies.
     """
     angles = position[..., None].astype(jnp.float32) * _frequencies(dim // 2, theta)
     return _turn(angles.reshape(*position.shape[:-1], dim // 2))
 
 
 def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """Rotates the two halves of the last axis against each other, in float32.
+    """Applies a rotation to queries or keys, in float32.
 
-    x: [B, T, heads, H] -> [B, T, heads, H] in x's dtype.
+    Args:
+      x: [B, T, heads, H].
+
+    Returns:
+      [B, T, heads, H] in x's dtype.
     """
     cos, sin = rotation
     dtype, half = x.dtype, x.shape[-1] // 2

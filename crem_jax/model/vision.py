@@ -1,4 +1,4 @@
-"""The vision towers of Qwen2-VL and Qwen2.5-VL over packed pictures of any size."""
+"""The vision towers of Qwen2-VL and Qwen2.5-VL, over packed images of any size."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 def window_segments(patches: Patches, window: int) -> jax.Array:
-    """Segment ids of windows of `window` × `window` patches, laid from each picture's corner.
+    """Segment ids of windows of `window` × `window` patches, tiled from each image's corner.
 
     Returns:
-      int32 [B, P], one id for each window of each picture (they wrap, and stay distinct while
-      pictures · (P / window)² is below 2³²); 0 is padding.
+      int32 [B, P], one id for each window of each image (ids wrap around, and are distinct while
+      images · (P / window)² is below 2³²); 0 is padding.
     """
     row, column = jnp.moveaxis(patches.position // window, -1, 0)
     side = patches.picture.shape[1] // window + 1
@@ -33,7 +33,7 @@ def window_segments(patches: Patches, window: int) -> jax.Array:
 
 
 def layer_segments(config: VisionConfig, patches: Patches) -> jax.Array:
-    """Segment ids of every layer, int32 [depth, B, P]: windows, or pictures where it is full."""
+    """Segment ids of each layer, int32 [depth, B, P]: windows, or images in full attention."""
     full = np.isin(np.arange(config.depth), config.full_attention_layers)[:, None, None]
     return jnp.where(full, patches.picture, window_segments(patches, config.window))
 
@@ -51,9 +51,14 @@ class VisionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, rotation: Rotation, segment: jax.Array):
-        """x: [B, P, E], rotation: of the patches; returns (x, None).
+        """One block of the vision tower, for `nn.scan`.
 
-        segment: int32 [B, P]; patches see each other where it is equal, 0 is padding.
+        Args:
+          x: [B, P, E]. rotation: of the patches.
+          segment: int32 [B, P]; patches attend to those with the same id; 0 is padding.
+
+        Returns:
+          (x, None).
         """
         cfg = self.config
         heads = (cfg.num_heads, cfg.head_dim)
@@ -91,7 +96,7 @@ class VisionBlock(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches to vision tokens in the decoder's width.
+    """Encodes image patches as vision tokens of the decoder's width.
 
     Attributes:
       features: hidden size of the decoder.
@@ -106,7 +111,7 @@ class VisionTower(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Patches) -> jax.Array:
-        """Returns [B, P / merge², D]; tokens of padding patches are meaningless."""
+        """Vision tokens [B, P / merge², D]; those of padding patches are meaningless."""
         cfg = self.config
         mean = jnp.repeat(jnp.asarray(cfg.image_mean, jnp.float32), cfg.patch_size**2)
         std = jnp.repeat(jnp.asarray(cfg.image_std, jnp.float32), cfg.patch_size**2)
@@ -142,9 +147,12 @@ class VisionTower(nn.Module):
 
 
 def scanned(block: type[nn.Module], length: int, remat: str, unroll: int, in_axes=nn.broadcast):
-    """`block` repeated over stacked parameters [length, …], rematerialised by the named policy.
+    """A stack of `length` blocks, scanned over parameters stacked along a leading axis.
 
-    `unroll` layers are compiled into one round of the loop: faster where layers are tiny.
+    Args:
+      remat: what the backward pass recomputes: "none", "full", or "dots" (all but matmuls).
+      unroll: layers compiled into one iteration, faster where layers are tiny.
+      in_axes: as of `nn.scan`.
     """
     if remat != "none":
         policy = (
