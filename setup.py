@@ -43,11 +43,11 @@ EXTRAS = {
     # `crem serve`, and its page.
     "serve": [
         "fastapi>=0.118,<1",
-        "uvicorn>=0.38",
+        "uvicorn>=0.54,<0.55",
         "httpcore>=1.0.9,<2",
         "prometheus-client>=0.22",
     ],
-    "ui": ["gradio>=6.20,<7"],
+    "ui": ["gradio>=6.31,<6.32"],
     # Checks against the reference implementation; nothing needs torch at run time.
     "hf": ["torch>=2.6", "peft>=0.21"],
     # What opens an export (sentence-transformers), and mteb's benchmarks; both bring torch.

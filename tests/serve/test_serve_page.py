@@ -12,6 +12,7 @@ import crem_jax
 from crem_jax import library
 from crem_jax.library.index_source import IndexSource
 from crem_jax.library.indexing import index, library_info
+from crem_jax.serve.http.access import Access
 from crem_jax.serve.service import Service
 from tests.support.serving import client, draw, serving
 
@@ -150,3 +151,40 @@ def test_the_page_names_no_other_host_and_may_ask_none(http):
     policy = http.get("/").headers["content-security-policy"]
     assert "default-src 'self'" in policy and "http" not in policy
     assert "fonts.g" not in http.get("/theme.css").text
+
+
+def test_events_that_the_page_does_not_have_are_refused_without_a_word_of_how_it_is_made(http):
+    good = {"data": ["a tree", "", 4, 5], "fn_index": 0, "session_hash": "abc"}
+    good["fn_index"] = http.get("/config").json()["dependencies"][0]["id"]
+    for wrong in (
+        *({"fn_index": number} for number in (99, -1, 2**70, 1.5, "0", None, [0], True)),
+        *({"event_data": event} for event in (5, "x", [1], {"id": {"a": 1}})),
+        *({"session_hash": name} for name in (None, 5, "", "a b", "x" * 99, ["abc"])),
+        *({"data": data} for data in (None, [], ["a"], ["a"] * 99, "abcd")),
+    ):
+        got = http.post("/gradio_api/queue/join", json=good | wrong)
+        assert got.status_code == 400, wrong
+        assert set(got.json()) == {"error"} and "Traceback" not in got.text
+        assert "gradio" not in got.text.lower()
+    for path in ("cancel", "reset"):
+        for body in (b"[]", b"{", b'{"fn_index": "x"}', b'{"event_id": [1]}', b"[" * 9000):
+            got = http.post(f"/gradio_api/{path}", content=body)
+            assert got.status_code == 400 and "Traceback" not in got.text
+
+
+def test_no_other_site_is_let_in_whatever_name_the_server_goes_by(tiny_model_dir):
+    service = Service(crem_jax.load(tiny_model_dir), "tiny")
+    access = Access(hosts={"crem.example.com", "127.0.0.1"})
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "a"}
+    with serving(service, access, page=True) as address, client(address) as http:
+        for host in ("crem.example.com", "127.0.0.1"):
+            headers = {"Host": host, "Origin": "https://evil.example.com"}
+            for method, path in (
+                *(("GET", path) for path in ("/", "/config", "/theme.css", "/healthz")),
+                *(("POST", path) for path in ("/gradio_api/queue/join", "/v1/embeddings")),
+                *(("OPTIONS", path) for path in ("/", "/gradio_api/queue/join", "/v1/search")),
+            ):
+                more = asks if method == "OPTIONS" else {}
+                got = http.request(method, path, headers=headers | more)
+                allowed = [n for n in got.headers if n.startswith("access-control-")]
+                assert not allowed, (host, method, path)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
+from typing import Literal
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -24,6 +27,7 @@ _READ = re.compile(
 )
 _WRITE = re.compile(r"/gradio_api/(queue/join|reset|cancel)/?")
 _JOIN = "/gradio_api/queue/join"
+_NAME = re.compile(r"[\w-]{1,64}")
 
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -38,39 +42,83 @@ _HEADERS = {
 
 
 class PageGuard:
-    """ASGI middleware that lets through what the page needs."""
+    """ASGI middleware that lets through what the page needs.
 
-    def __init__(self, app: ASGIApp):
-        self._app = app
+    Args:
+      events: gives how many inputs each event of the page has, by its number.
+    """
+
+    def __init__(self, app: ASGIApp, events: Callable[[], Mapping[int, int]]):
+        self._app, self._events = app, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _OURS.fullmatch(scope["path"]):
+        if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if _OURS.fullmatch(scope["path"]):  # Gradio gets those with a method of no route
+            return await self._app(scope, receive, _without_cors(send))
         read = scope["method"] in ("GET", "HEAD") and _READ.fullmatch(scope["path"])
         write = scope["method"] == "POST" and _WRITE.fullmatch(scope["path"])
         if not (read or write):
             return await _refused(404, "there is no such page")(scope, receive, send)
         if write:
             body = await Request(scope, receive).body()
-            if scope["path"].startswith(_JOIN) and not _plain(body):
-                return await _refused(400, "expected plain values")(scope, receive, send)
+            joins = scope["path"].startswith(_JOIN)
+            if not await run_in_threadpool(_expected, body, joins and self._events()):
+                return await _refused(400, "expected an event of the page")(scope, receive, send)
             receive = _again(body, receive)
 
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
-
-        await self._app(scope, receive, with_headers)
+        await self._app(scope, receive, _without_cors(send, _HEADERS))
 
 
-def _plain(body: bytes) -> bool:
-    """Whether the inputs of an event are numbers, texts and the like."""
+def _without_cors(send: Send, more: Mapping[str, str] = {}) -> Send:
+    """`send` without Gradio's CORS headers: it lets every site in when the server has a name.
+
+    Args:
+      more: headers that are added.
+    """
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name in [n for n in headers if n.startswith("access-control-")]:
+                del headers[name]
+            headers.update(more)
+        await send(message)
+
+    return sending
+
+
+def _expected(body: bytes, events: Mapping[int, int] | Literal[False]) -> bool:
+    """Whether a body is one that the page sends: to join an event, or else to end one.
+
+    Args:
+      events: the number of inputs of each, if it is one to join.
+    """
     try:
-        data = json.loads(body)["data"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        said = json.loads(body)
+    except (ValueError, RecursionError):
         return False
-    return isinstance(data, list) and not any(isinstance(one, dict | list) for one in data)
+    if not isinstance(said, dict):
+        return False
+    for name in ("session_hash", "event_id"):
+        text = said.get(name)
+        if text is not None and not (isinstance(text, str) and _NAME.fullmatch(text)):
+            return False
+    number = said.get("fn_index", 0)
+    if type(number) is not int or events is False:
+        return type(number) is int
+    data, event = said.get("data"), said.get("event_data")
+    plain = isinstance(data, list) and not any(isinstance(one, dict | list) for one in data)
+    # `choose` is told which hit it is; nothing else is said of an event.
+    named = event is None or (
+        isinstance(event, dict) and all(not isinstance(one, dict | list) for one in event.values())
+    )
+    return (
+        plain
+        and named
+        and said.get("session_hash") is not None
+        and (len(data) == events.get(number, -1))
+    )
 
 
 def _refused(status: int, message: str) -> JSONResponse:

@@ -42,7 +42,7 @@ def mount_page(app: FastAPI, service: Service) -> None:
     """Puts the page under `/`."""
     page = make_page(service)
     page.queue(default_concurrency_limit=_AT_ONCE, max_size=service.limits.requests)
-    app.add_middleware(PageGuard)
+    app.add_middleware(PageGuard, events=lambda: _events(page))
     theme = gr.themes.Base(
         primary_hue="teal", neutral_hue="slate", font=_FONT, font_mono=("ui-monospace", "monospace")
     )
@@ -61,6 +61,11 @@ def mount_page(app: FastAPI, service: Service) -> None:
         theme=theme,
         css=CSS,
     )
+
+
+def _events(page: gr.Blocks) -> dict[int, int]:
+    """Inputs of every event of the page, by its number."""
+    return {number: len(event.inputs) for number, event in page.fns.items()}
 
 
 def make_page(service: Service) -> gr.Blocks:
