@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     image = Path(args.image) if args.image else None
     query = Item(text=args.words or "", images=(image,) if image else ())
     ranking = rank_pictures(model, query, paths, args.k, args.dim)
-    best = ranking.found[: args.top]
+    best = ranking.hits[: args.top]
     hits = [(hit.path, f"{hit.score:.3f} {hit.path.name}", None) for hit in best]
     retrieval_grid([(image or args.words, hits)], args.out, top=args.top)
     for path, reason in ranking.skipped:

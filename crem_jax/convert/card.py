@@ -14,14 +14,14 @@ KEYS = ("name", "base_model", "license", "data", "recipe", "metrics")
 
 
 def model_card(config: ModelConfig, card: Mapping[str, Any] | None = None) -> str:
-    """Markdown with YAML front matter.
+    """The model card: Markdown with YAML front matter.
 
     Args:
-      card: any of `name`, `base_model`, `license` (an SPDX identifier of lower case), `data` and
-        `recipe` (text, a list, or a mapping), and `metrics` (name -> number, or a mapping of such).
+      card: any of `name`, `base_model`, `license` (a lower-case SPDX identifier), `data` and
+        `recipe` (text, a list, or a mapping), and `metrics` (name -> number, may be nested).
 
     Raises:
-      ConfigError: another key.
+      ConfigError: the card has an unknown key.
     """
     card = dict(card or {})
     unknown = sorted(set(card) - set(KEYS))

@@ -1,4 +1,4 @@
-"""Gives a plain backbone its chorus: special tokens in spare vocabulary rows."""
+"""Adds chorus tokens to a plain backbone, as special tokens in spare vocabulary rows."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from crem_jax.lazy_array import Index, LazyArray
 from crem_jax.model.crem import Params
 
 GROWTH = 128
-"""A vocabulary that is too small grows to a multiple of this, which suits every accelerator."""
+"""A vocabulary that is too small is enlarged to a multiple of this, which tiles well."""
 
 _ROWS = 4096
 
 
 def chorus_tokens(num_chorus: int) -> list[str]:
-    """Their names: "<|chorus_0|>", …"""
+    """The names of the chorus tokens: "<|chorus_0|>", …"""
     return [f"<|chorus_{i}|>" for i in range(num_chorus)]
 
 
@@ -31,20 +31,20 @@ def add_chorus(
     num_chorus: int = 16,
     seed: int = 0,
 ) -> tuple[ModelConfig, Params, PreTrainedTokenizerFast]:
-    """A model with chorus tokens; one that already has them comes back as it is.
+    """Adds chorus tokens to a model; one that already has them is returned unchanged.
 
-    The tokens take the rows that follow the tokenizer's last one (or the rows it already knows them
-    by), so a table with spare rows keeps its shape. Their embeddings start at the mean of the rows
-    in use plus normal noise of half those rows' own standard deviation (per column): typical of
-    what the layers read, yet all different. An untied head gets the mean row alone: the chorus is
-    never predicted.
+    The tokens get the ids that follow the tokenizer's last one (or those they already have), so an
+    embedding table with spare rows keeps its shape. Their embeddings are initialised to the mean of
+    the rows in use plus normal noise of half those rows' standard deviation (per column): typical
+    inputs of the layers, yet all different. An untied head gets the mean row alone, as the chorus
+    is never predicted.
 
     Returns:
-      New objects; the arguments stay as they were. What was lazy stays lazy.
+      (config, params, tokenizer), new objects; LazyArrays stay lazy.
 
     Raises:
-      ConfigError: the tokenizer knows the tokens by rows that are not consecutive, or is larger
-        than the table.
+      ConfigError: num_chorus is below 1, the tokenizer has the tokens under ids that are not
+        consecutive, or it is larger than the table.
     """
     if config.num_chorus:
         return config, params, tokenizer
@@ -98,7 +98,7 @@ def _statistics(table: LazyArray, count: int) -> tuple[np.ndarray, np.ndarray]:
 def _with_rows(
     old: LazyArray, start: int, rows: np.ndarray, size: int, filler: np.ndarray
 ) -> LazyArray:
-    """`old` with `rows` from `start` on, made `size` rows long with `filler`."""
+    """`old` with `rows` written from row `start` on, extended to `size` rows with `filler`."""
 
     def read(index: Index) -> np.ndarray:
         span, columns = index

@@ -1,4 +1,4 @@
-"""HF's `config.json` and our ModelConfig."""
+"""Converts between Hugging Face's `config.json` and `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def from_hf(
     generation: Mapping[str, Any] | None = None,
     preprocessor: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
-    """Reads `config.json` (flat transformers 4 or nested transformers 5 layout).
+    """A ModelConfig from Hugging Face's (the flat layout of transformers 4 or the nested one of 5).
 
     Args:
       config: contents of config.json.
@@ -26,7 +26,8 @@ def from_hf(
       preprocessor: contents of preprocessor_config.json, for picture sizes and statistics.
 
     Raises:
-      ConfigError: for another architecture or an option this library does not implement.
+      ConfigError: a key is missing or has a value of the wrong type, or the architecture or an
+        option is not implemented here.
     """
     try:
         return _from_hf(config, generation or {}, preprocessor or {})
@@ -39,7 +40,7 @@ def from_hf(
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The nested `config.json` that transformers 5 writes, with a `crem` section beside it."""
+    """The nested `config.json` that transformers 5 writes, plus a section `crem`."""
     text, vision = config.text, config.vision
     values = {
         "architectures": [_ARCHITECTURE[vision.style]],
@@ -95,7 +96,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def _tower(text: TextConfig, vision: VisionConfig) -> dict[str, Any]:
-    """The keys of `vision_config` that depend on the style."""
+    """The keys of `vision_config` that differ between styles."""
     if vision.style == "qwen2_vl":
         return {
             "embed_dim": vision.embed_dim,
@@ -203,7 +204,7 @@ def _expect(values: Mapping[str, Any], key: str, expected: Any) -> None:
 
 
 def _get(default: Any, *places: tuple[Mapping[str, Any], str]) -> Any:
-    """What the first place has that has any."""
+    """The value of the first (mapping, key) that exists, else the default."""
     return next((values[key] for values, key in places if key in values), default)
 
 

@@ -1,4 +1,4 @@
-"""Model directories of Hugging Face, in and out: weights, configs, tokenizer, template, card."""
+"""Reads and writes Hugging Face model directories: weights, configs, tokenizer, template, card."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ EXAMPLE = "compressed_generation.py"
 def open_hf(
     directory: str | os.PathLike,
 ) -> tuple[ModelConfig, crem.Params, PreTrainedTokenizerFast]:
-    """A Qwen2-VL, Qwen2.5-VL or CREM model on disk.
+    """Opens the directory of a Qwen2-VL, Qwen2.5-VL or CREM model.
 
     Returns:
-      The config, the parameters as LazyArrays in the type they are stored in, and the tokenizer.
+      The config, the parameters as LazyArrays of their stored type, and the tokenizer.
 
     Raises:
       WeightsError: a file is missing or damaged, or the tensors do not fit the config.
-      ConfigError: the config asks for something this library does not implement.
+      ConfigError: the config needs something that this library does not implement.
     """
     directory = Path(directory)
     config = config_json.from_hf(
@@ -58,7 +58,7 @@ def read_tokenizer(directory: str | os.PathLike) -> PreTrainedTokenizerFast:
     """The tokenizer of a model directory.
 
     Raises:
-      WeightsError: there is none, or it cannot be read.
+      WeightsError: it does not exist or cannot be read.
     """
     directory = Path(directory)
     if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
@@ -82,7 +82,7 @@ def export_hf(
     verify: bool = False,
     on_bytes: Callable[[int], None] | None = None,
 ) -> None:
-    """Writes a model that plain transformers opens, all at once or not at all.
+    """Writes a model directory that plain transformers opens, atomically.
 
     Args:
       params: a tree of arrays of any kind (numpy, JAX, lazy) that fits the config.
@@ -95,7 +95,7 @@ def export_hf(
     Raises:
       WeightsError: the parameters do not fit the config, the directory is not empty, or what is
         read back differs.
-      ConfigError: an ordinary token stands for the chorus (`model.chorus_token`).
+      ConfigError: an ordinary token takes the place of the chorus (`model.chorus_token`).
     """
     if config.eos_token_id in config.chorus_ids:
         raise ConfigError(
@@ -130,10 +130,10 @@ def export_hf(
 def check_same_bits(
     got: Mapping[str, LazyArray], wanted: Mapping[str, LazyArray], *, source: str
 ) -> None:
-    """Reads two sets of arrays of the same names and compares them.
+    """Compares two sets of arrays with the same names, bit by bit.
 
     Raises:
-      WeightsError: names the arrays of `source` that differ.
+      WeightsError: some differ; the message names them and `source`.
     """
     differing = [name for name in wanted if not lazy_array.same(got[name], wanted[name])]
     if differing:
@@ -141,7 +141,7 @@ def check_same_bits(
 
 
 def generation_config(config: ModelConfig) -> dict[str, Any]:
-    """generation_config.json: answers end with either token, and the chorus is never said."""
+    """generation_config.json: both end tokens end an answer, and chorus tokens are suppressed."""
     values: dict[str, Any] = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(dict.fromkeys((config.eos_token_id, config.pad_token_id))),
@@ -153,7 +153,7 @@ def generation_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def preprocessor_config(vision: VisionConfig) -> dict[str, Any]:
-    """preprocessor_config.json as Qwen2VLImageProcessor of transformers 5 writes it."""
+    """preprocessor_config.json, as transformers 5's Qwen2VLImageProcessor writes it."""
     return {
         "do_convert_rgb": True,
         "do_normalize": True,

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: a few megabytes beside the base model they were trained on."""
+"""Exports LoRA adapters in PEFT's format, without the base model that they were trained on."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def export_adapter(
     base: str,
     overwrite: bool = False,
 ) -> None:
-    """Writes what `peft.PeftModel.from_pretrained(base model, directory)` adds to its base model.
+    """Writes an adapter directory for `peft.PeftModel.from_pretrained(base_model, directory)`.
 
-    The chorus tokens' rows of the embedding go along as PEFT's trainable tokens, so the base may be
-    a plain model whose vocabulary has spare rows for them. Tokenizer and chat template are written
-    beside the adapter.
+    The chorus tokens' rows of the embedding are included as PEFT's trainable tokens, so the base
+    may be a plain model whose vocabulary has spare rows for them. Tokenizer and chat template are
+    written to the same directory.
 
     Args:
-      config: with `lora`. params: arrays of any kind, adapters and all (see `model.lora`).
-      base: name or path of the base model, for whoever opens the adapter.
-      overwrite: replace a directory that has files in it.
+      config: a model with `lora`. params: its parameters, adapters included (see `model.lora`).
+      base: name or path of the base model, recorded in the adapter's config.
+      overwrite: replace a directory that already has files in it.
 
     Raises:
       ConfigError: the model has no adapters. WeightsError: the directory has files in it.
@@ -76,7 +76,7 @@ def export_adapter(
 
 
 def _matrices(leaves: dict[str, LazyArray], stem: str) -> Iterator[tuple[str, LazyArray]]:
-    """PEFT's lora_A [rank, in] and lora_B [out, rank] of every layer of an adapted kernel."""
+    """Name -> PEFT's lora_A [rank, in] and lora_B [out, rank] of an adapted kernel's layers."""
     a, b = np.asarray(leaves[f"{stem}lora_a"]), np.asarray(leaves[f"{stem}lora_b"])
     module = _module(stem)
     if "{layer}" not in module:
@@ -89,7 +89,7 @@ def _matrices(leaves: dict[str, LazyArray], stem: str) -> Iterator[tuple[str, La
 
 
 def _module(stem: str) -> str:
-    """transformers' name of the module that holds a kernel, "{layer}" in the place of a number."""
+    """transformers' name of the module of a kernel, with "{layer}" for the layer number."""
     return table.in_memory(table.HF_NAMES[f"{stem}kernel"]).removesuffix(".weight")
 
 

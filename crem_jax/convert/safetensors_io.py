@@ -1,4 +1,4 @@
-"""Directories of safetensors: read memory-mapped, written by pieces."""
+"""Reads safetensors directories by memory mapping, and writes them piece by piece."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SYNC_BYTES = 256 << 20
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-"""Types weights are written in."""
+"""Types in which weights can be written."""
 
 _CODES = {
     "F64": np.dtype(np.float64),
@@ -38,21 +38,21 @@ _CODES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-"""numpy's types by their names in a file."""
+"""numpy types by their names in a safetensors file."""
 
 
 class Weights(Mapping[str, LazyArray]):
-    """The tensors of a model directory by name, memory-mapped as they are read.
+    """The tensors of a model directory by name, memory-mapped when they are read.
 
-    A map lives as long as the array read from it, so that reading a model piece by piece takes no
+    A mapping lives as long as the array read from it, so reading a model piece by piece takes no
     more memory than its pieces.
 
     Attributes:
-      directory: where they are.
-      files: name -> file name.
+      directory: the model directory.
+      files: tensor name -> file name.
 
     Raises:
-      WeightsError: there are no safetensors, a shard is missing or damaged, a tensor is of a type
+      WeightsError: there are no safetensors, a shard is missing or damaged, a tensor has a type
         that numpy lacks, or the index is wrong.
     """
 
@@ -93,11 +93,11 @@ def write_weights(
     max_shard_bytes: int = 5_000_000_000,
     on_bytes: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Writes tensors in the given order to one file, or to shards and their index.
+    """Writes tensors in the given order to one file, or to shards with an index.
 
     Args:
-      directory: exists.
-      tensors: read, converted and written piece by piece.
+      directory: an existing directory.
+      tensors: tensors by name; read, converted and written piece by piece.
       dtype: "float32" or "bfloat16".
       max_shard_bytes: a shard is larger only if a single tensor is.
       on_bytes: called with the number of bytes written since the last call.
@@ -139,9 +139,9 @@ def write_weights(
 def _write_shard(
     path: Path, tensors: Mapping[str, LazyArray], on_bytes: Callable[[int], None]
 ) -> None:
-    """One file, by the format's own description: header length, JSON header, the tensors' bytes.
+    """Writes one safetensors file: header length, JSON header, tensor data.
 
-    The library's writer wants all tensors of a file in memory at once.
+    The safetensors library can only write a file whose tensors are all in memory.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -167,12 +167,12 @@ def _write_shard(
 
 
 def write_json(path: str | os.PathLike, values: Mapping | list) -> None:
-    """JSON as transformers writes it."""
+    """Writes JSON formatted as transformers does."""
     write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def _read_index(directory: Path) -> dict[str, str]:
-    """name -> file of a sharded directory; empty for a single file."""
+    """Tensor name -> file name of a sharded directory; empty for a single file."""
     if not directory.is_dir():
         raise WeightsError(f"{directory}: is not a directory")
     if (directory / SINGLE).is_file():
@@ -203,7 +203,7 @@ def _read_index(directory: Path) -> dict[str, str]:
 
 
 def _mapped(path: Path) -> dict[str, LazyArray]:
-    """The tensors of one file, each mapped anew whenever it is read."""
+    """The tensors of one file, each memory-mapped again on every read."""
     try:
         with safe_open(path, framework="numpy"):
             pass  # the library checks the header: its length, the types, that no byte is left over

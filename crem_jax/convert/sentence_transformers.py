@@ -1,7 +1,8 @@
-"""Makes an exported directory a sentence-transformers model, with no code of ours in it.
+"""Makes an exported directory a sentence-transformers model that needs no custom code.
 
-Transformer -> WordWeights (chorus tokens 1, all others 0) -> Pooling (mean) -> Normalize is the
-mean over the chorus states, of length 1: the retrieval embedding (arXiv 2602.19091, section 3.1).
+Transformer -> WordWeights (chorus tokens 1, all others 0) -> Pooling (mean) -> Normalize computes
+the L2-normalised mean of the chorus states, the retrieval embedding (arXiv 2602.19091, section
+3.1).
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ REQUIREMENTS = {"sentence_transformers": ">=6.2", "transformers": ">=5.23"}
 def write_sentence_transformers(
     directory: Path, config: ModelConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Adds the files sentence-transformers reads to a directory that transformers opens.
+    """Adds the files of a sentence-transformers model to a directory that transformers opens.
 
     Args:
-      directory: has tokenizer_config.json, which gets one more key.
-      config: of a model with chorus tokens.
-      tokenizer: the one in the directory.
+      directory: an exported model; `image_token` is added to its tokenizer_config.json.
+      config: a model with chorus tokens.
+      tokenizer: the directory's tokenizer.
     """
     files: dict[str, Any] = {
         "modules.json": [
@@ -74,20 +75,21 @@ def _transformer() -> dict[str, Any]:
             "message": {**output, "format": "structured"},
         },
         "module_output_name": "token_embeddings",
-        # Special tokens in what people write stay plain text, as in `Prompter`.
+        # Special tokens in user text stay plain text, as in `Prompter`.
         "processing_kwargs": {"chat_template": {"chorus": True, "sanitize_control_tokens": True}},
-        # torchvision resizes with other rounding than Pillow, with which the model was trained.
+        # torchvision rounds differently from Pillow, with which training resized images.
         "processor_kwargs": {"backend": "pil"},
-        # Packing texts into one row would number their M-RoPE positions through.
+        # Packing texts into one row would make their M-RoPE positions run on.
         "unpad_inputs": False,
     }
 
 
 def _processor() -> dict[str, Any]:
-    """The processor AutoProcessor makes: tokenizer and pictures.
+    """The config of the processor that AutoProcessor makes, of a tokenizer and an image processor.
 
-    Qwen2-VL's own also takes videos, which needs torchvision even for a text. This one, of another
-    model in transformers, is its picture half: it repeats the image token once per vision token.
+    Qwen2-VL's own processor also handles videos, which requires torchvision even for texts. This
+    one, of another model in transformers, is its image half: it repeats the image token once per
+    vision token.
     """
     return {"processor_class": "PaddleOCRVLProcessor"}
 

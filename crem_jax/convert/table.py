@@ -1,9 +1,9 @@
-"""The name table between our parameters and Hugging Face's Qwen-VL models, row by invertible row.
+"""The name table between crem_jax's parameters and the tensors of Hugging Face's Qwen-VL models.
 
-`{layer}` in a Hugging Face name stands for the leading axis of a stacked parameter of ours. A model
-has the rows of the parameters its config gives it: Qwen2-VL and Qwen2.5-VL share all but the MLP
-and the norms' biases in the vision tower. Every tensor on either side belongs to exactly one row;
-what is left over is an error that lists it all.
+Each row is invertible. `{layer}` in a Hugging Face name stands for the leading axis of a stacked
+parameter. A model uses the rows of the parameters that its config defines: Qwen2-VL and Qwen2.5-VL
+share all but the MLP and the norms' biases of the vision tower. Every tensor on either side belongs
+to exactly one row; an error lists all that are left over.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from crem_jax.model import crem
 
 
 class WeightsError(CremError):
-    """Weights cannot be read or do not fit; the message names the file and the tensors."""
+    """Weights cannot be read or do not fit the config; the message names the file and tensors."""
 
 
-def _pair(ours: str, hf_name: str, contract: int = 1) -> list[tuple[str, str, Same]]:
+def _pair(path: str, hf_name: str, contract: int = 1) -> list[tuple[str, str, Same]]:
     return [
-        (f"{ours}/kernel", f"{hf_name}.weight", Linear(contract)),
-        (f"{ours}/bias", f"{hf_name}.bias", Flat()),
+        (f"{path}/kernel", f"{hf_name}.weight", Linear(contract)),
+        (f"{path}/bias", f"{hf_name}.bias", Flat()),
     ]
 
 
-def _norm(ours: str, hf_name: str) -> list[tuple[str, str, Same]]:
+def _norm(path: str, hf_name: str) -> list[tuple[str, str, Same]]:
     return [
-        (f"{ours}/scale", f"{hf_name}.weight", Same()),
-        (f"{ours}/bias", f"{hf_name}.bias", Same()),
+        (f"{path}/scale", f"{hf_name}.weight", Same()),
+        (f"{path}/bias", f"{hf_name}.bias", Same()),
     ]
 
 
@@ -77,7 +77,7 @@ _STYLES = (("model.visual.", "visual."), ("model.language_model.", "model."))
 
 
 def canonical(name: str) -> str:
-    """A Hugging Face name in the style that is written: transformers' in-memory names also read."""
+    """A tensor's name as it is written to files; also accepts transformers' in-memory names."""
     for long, short in _STYLES:
         if name.startswith(long):
             return short + name.removeprefix(long)
@@ -85,7 +85,7 @@ def canonical(name: str) -> str:
 
 
 def in_memory(name: str) -> str:
-    """Inverse of `canonical`: the name that transformers' own modules give a tensor."""
+    """Inverse of `canonical`: a tensor's name in transformers' own modules."""
     for long, short in _STYLES:
         if name.startswith(short):
             return long + name.removeprefix(short)
@@ -94,17 +94,17 @@ def in_memory(name: str) -> str:
 
 @functools.cache
 def crem_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Path -> shape of every parameter of a model."""
+    """Parameter path -> shape, for a whole model."""
     leaves = trees.flatten(nn.meta.unbox(crem.abstract(config)))
     return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 def hf_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Hugging Face name -> shape of every tensor of a model."""
-    ours = crem_shapes(config)
+    """Hugging Face tensor name -> shape, for a whole model."""
+    shapes = crem_shapes(config)
     return {
         name: transform.hf_shape(shape)
-        for path, names, transform, shape in _expanded(ours)
+        for path, names, transform, shape in _expanded(shapes)
         for name in names
     }
 
@@ -116,16 +116,16 @@ def from_hf(
     source: str = "the weights",
     locate: Callable[[str], str] | None = None,
 ) -> crem.Params:
-    """Hugging Face tensors as our parameters: LazyArrays in the type they are stored in, float16
-    as float32.
+    """Converts Hugging Face tensors to parameters, LazyArrays of their stored type (float32 for
+    float16).
 
     Args:
-      tensors: every tensor there is, by name, in either key style.
-      source: names the weights in errors; locate: names the file of a tensor in errors.
+      tensors: all tensors of the model by name, in either style of names.
+      source: what errors call the weights. locate: tensor name -> its file, for errors.
 
     Raises:
-      WeightsError: lists every tensor that is missing, left over, of a wrong shape, or of a type
-        that is none of float32, bfloat16 and float16.
+      WeightsError: tensors are missing, left over, of the wrong shape, or of another type than
+        float32, bfloat16 and float16; the message lists them all.
     """
     names: dict[str, str] = {}
     for name in tensors:
@@ -162,10 +162,10 @@ def from_hf(
 
 
 def to_hf(config: ModelConfig, params: crem.Params) -> dict[str, LazyArray]:
-    """Our parameters (arrays of any kind) as Hugging Face tensors by name.
+    """Converts parameters (arrays of any kind) to Hugging Face tensors by name.
 
     Raises:
-      WeightsError: the parameters are not those of the config; everything is listed.
+      WeightsError: the parameters do not fit the config; the message lists all differences.
     """
     leaves = {path: lazy_array.of(leaf) for path, leaf in trees.flatten(params).items()}
     expected = crem_shapes(config)
@@ -180,7 +180,7 @@ def to_hf(config: ModelConfig, params: crem.Params) -> dict[str, LazyArray]:
 
 
 def _parameter(parts: list[LazyArray], transform: Same, shape: Shape, stacked: bool) -> LazyArray:
-    """The parameter whose layers are `parts`; their arrays should be views, as of memory maps."""
+    """The parameter whose layers are `parts`, which should read as views, as memory maps do."""
     types = (part.dtype for part in parts)
     dtype = np.dtype(functools.reduce(jnp.promote_types, types, jnp.bfloat16))
 
@@ -199,7 +199,7 @@ def _parameter(parts: list[LazyArray], transform: Same, shape: Shape, stacked: b
 
 
 def _tensor(leaf: LazyArray, layer: int | None, transform: Same, shape: Shape) -> LazyArray:
-    """The tensor of one layer of a parameter (None: the parameter has no layers)."""
+    """The tensor of one layer of a parameter; layer None if the parameter is not stacked."""
     ahead = () if layer is None else (slice(layer, layer + 1),)
 
     def read(index: Index) -> np.ndarray:
@@ -216,7 +216,7 @@ HF_NAMES = {path: hf_name for path, hf_name, _ in ROWS}
 
 
 def _expanded(shapes: Mapping[str, Shape]) -> Iterator[tuple[str, list[str], Same, Shape]]:
-    """(path, Hugging Face names, transform, shape of one layer) of each row this model has."""
+    """(path, Hugging Face names, transform, shape of one layer) of each row that applies."""
     unknown = sorted(set(shapes) - set(HF_NAMES))
     if unknown:
         raise WeightsError(f"the name table has no row for {', '.join(unknown)}")

@@ -1,4 +1,4 @@
-"""How one tensor of ours is laid out over there: views either way, and a fast copy of them."""
+"""Layout conversions between crem_jax's parameters and Hugging Face's tensors, as numpy views."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CACHE_BYTES = 256 << 10
 
 @dataclasses.dataclass(frozen=True)
 class Same:
-    """The same array on both sides."""
+    """The same layout on both sides; base class of the other conversions."""
 
     def hf_shape(self, shape: Shape) -> Shape:
         return shape
@@ -28,7 +28,7 @@ class Same:
 
 @dataclasses.dataclass(frozen=True)
 class Flat(Same):
-    """Our several axes are one axis there: biases [heads, H] are [heads * H]."""
+    """Axes flattened into one: a bias [heads, H] is [heads * H] in Hugging Face's model."""
 
     def hf_shape(self, shape: Shape) -> Shape:
         return (math.prod(shape),)
@@ -42,7 +42,7 @@ class Flat(Same):
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Same):
-    """Our kernel [*in, *out], of which `contract` axes are inputs, is [out, in] there."""
+    """A kernel [*in, *out], whose first `contract` axes are inputs, is a matrix [out, in]."""
 
     contract: int = 1
 
@@ -58,7 +58,7 @@ class Linear(Same):
 
 @dataclasses.dataclass(frozen=True)
 class Patch(Same):
-    """Our patch kernel [C, t, p * p, E] is a convolution [E, C, t, p, p] there."""
+    """A patch kernel [C, t, p * p, E] is a convolution kernel [E, C, t, p, p]."""
 
     def hf_shape(self, shape: Shape) -> Shape:
         channels, time, pixels, features = shape
@@ -72,9 +72,9 @@ class Patch(Same):
 
 
 def copy(source: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """`out[...] = source`, three times as fast as numpy where `source` is transposed.
+    """`out[...] = source`, three times as fast as numpy if `source` is transposed.
 
-    It goes by blocks of the source's rows, which stay in the processor's cache until the last of
+    It copies block by block of the source's rows, which stay in the CPU's cache until the last of
     their columns has been read.
     """
     if source.dtype != out.dtype or not source.ndim:

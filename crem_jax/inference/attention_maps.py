@@ -1,4 +1,4 @@
-"""Attention of a model's chorus tokens over a picture: maps and figures (the paper's Figure 4)."""
+"""Attention maps of a model's chorus tokens over an image (the paper's Figure 4)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from crem_jax.model.chorus_attention import chorus_attention
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionMaps:
-    """The attention of the chorus tokens to one picture.
+    """The attention of the chorus tokens to one image.
 
     Attributes:
-      maps: float32 [K, rows, columns], the weight of each chorus token on each vision token, mean
-        over heads and layers. A map sums to less than 1: the rest is on text and on the chorus.
+      maps: float32 [K, rows, columns], the attention of each chorus token to each vision token,
+        averaged over heads and layers. A map sums to less than 1: the rest goes to text and chorus.
     """
 
     maps: np.ndarray
@@ -37,13 +37,13 @@ class AttentionMaps:
         """Summary statistics, each from 0 to 1.
 
         Returns:
-          on_picture: the share of attention that is on the picture, mean over the tokens.
-          entropy: of a token's map, relative to a uniform one (1), mean over the tokens.
-          coverage: the share of the picture that the tokens attend to together,
-            exp(entropy of their mean map) / places.
-          overlap: what the maps of two tokens have in common (the sum of the smaller shares), mean
-            over pairs; 1 is the same map, None that there is only one token.
-          by_token: entropy and on_picture of each token.
+          on_picture: the share of attention on the image, averaged over the tokens.
+          entropy: entropy of a token's map relative to a uniform one (1), averaged over the tokens.
+          coverage: the share of the image that the tokens attend to together,
+            exp(entropy of their mean map) / number of vision tokens.
+          overlap: the overlap of two tokens' maps (the sum of the smaller shares), averaged over
+            pairs; 1 for identical maps, None for a single token.
+          by_token: entropy and on_picture of each token, as lists.
         """
         shares = self.shares.reshape(len(self.maps), -1)
         entropy = _entropy(shares) / max(np.log(shares.shape[1]), 1e-12)
@@ -60,13 +60,14 @@ class AttentionMaps:
 
 
 def attention_maps(model: Model, item: Any, layers: Sequence[int] | None = None) -> AttentionMaps:
-    """Attention maps of the chorus while it compresses an item with one picture.
+    """The chorus tokens' attention maps for an item with one image.
 
     Args:
-      item: as for `Model.encode`. layers: mean over these, counted from 0; None is all.
+      item: as for `Model.encode`. layers: indices of the layers to average over; None is all.
 
     Raises:
-      CremError: the model has no chorus tokens or not those layers, or the item not one picture.
+      CremError: the model has no chorus tokens, a layer does not exist, or the item does not have
+        exactly one image.
     """
     item = Item.of(item)
     if not model.config.num_chorus:
@@ -84,10 +85,10 @@ def attention_maps(model: Model, item: Any, layers: Sequence[int] | None = None)
     memory = crem.compress(model.config, model.params, context)
     attention = chorus_attention(model.config, model.params, context, memory)
     by_slot = np.asarray(attention)[chosen, 0].mean((0, 1))
-    places = np.flatnonzero(row.tokens == model.config.image_token_id)
-    return AttentionMaps(by_slot[:, places].reshape(-1, *grid))
+    slots = np.flatnonzero(row.tokens == model.config.image_token_id)
+    return AttentionMaps(by_slot[:, slots].reshape(-1, *grid))
 
 
 def _entropy(shares: np.ndarray) -> np.ndarray:
-    """Of distributions over the last axis, in nats."""
+    """Entropy in nats of distributions over the last axis."""
     return -np.sum(shares * np.log(np.maximum(shares, 1e-300)), axis=-1)

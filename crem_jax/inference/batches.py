@@ -1,4 +1,4 @@
-"""Static shapes at inference: rows of like size go together, in few compiled shapes."""
+"""Batching at inference: groups rows of similar size into batches of few static shapes."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from crem_jax.data.inputs.padding import ContextRow, pad_contexts
 from crem_jax.types import Context
 
 MAX_ROWS = 64
-"""Largest batch that is compiled; smaller ones are padded to a power of two."""
+"""Largest batch size; smaller batches are padded to a power of two."""
 
 
 Shape = tuple[int, int]
-"""Tokens and patches that a row is padded to."""
+"""Padded numbers of tokens (without the chorus) and of patches of a row."""
 
 
 def shape_of(tokens: int, patches: int) -> Shape:
-    """The shape of a row of so many tokens, chorus not counted, and patches."""
+    """The padded shape of a row with these numbers of tokens, without the chorus, and patches."""
     return step_up(tokens), step_up(patches)
 
 
 def plan_batches(
     shapes: Sequence[Shape], unit: int = 1, most: int = MAX_ROWS
 ) -> Iterator[tuple[list[int], int]]:
-    """Rows in batches of like shape: the numbers of the rows, and the size to fill them up to.
+    """Groups rows into batches: yields (indices of the rows, batch size to pad to).
 
-    Full batches are of one shape. The rows that are left over go with those of the next larger
-    shapes where that is less to compute than batches of their own, filled up.
+    Full batches hold rows of one shape. Remaining rows are merged with those of the next larger
+    shapes where that takes less computation than padded batches of their own.
 
     Args:
-      unit: sizes are multiples of it: the devices that share a batch. most: rows in a batch.
+      shapes: padded shape of each row.
+      unit: batch sizes are multiples of it, the number of devices that share a batch.
+      most: largest batch size.
     """
     most = max(most // unit, 1) * unit
     groups: dict[Shape, list[int]] = {}
@@ -49,7 +51,7 @@ def plan_batches(
             left.append((shape, members[whole:]))
 
     def size(shape: Shape, count: int) -> int:
-        if shape in compiled:  # one shape more is dearer than a half-empty batch
+        if shape in compiled:  # compiling another shape costs more than padding
             return most
         return min(-(-(1 << (count - 1).bit_length()) // unit) * unit, most)
 
@@ -59,7 +61,7 @@ def plan_batches(
 def _join(
     groups: Sequence[tuple[Shape, list[int]]], size: Callable[[Shape, int], int], most: int
 ) -> Iterator[tuple[list[int], int]]:
-    """Neighbouring groups in batches of at most `most` rows with the fewest slots in all."""
+    """Merges neighbouring groups into batches of at most `most` rows, minimising padded slots."""
     best = [(0, 0, 0)]  # (slots, first group of the last batch, its size), for the first n groups
     for end in range(1, len(groups) + 1):
         ways, shape, count = [], (0, 0), 0
@@ -67,7 +69,7 @@ def _join(
             count += len(groups[first][1])
             if count > most:
                 break
-            shape = _around(shape, groups[first][0])
+            shape = _elementwise_max(shape, groups[first][0])
             rows = size(shape, count)
             ways.append((best[first][0] + rows * sum(shape), first, rows))
         best.append(min(ways))
@@ -79,14 +81,14 @@ def _join(
     yield from reversed(batches)
 
 
-def _around(a: Shape, b: Shape) -> Shape:
+def _elementwise_max(a: Shape, b: Shape) -> Shape:
     return max(a[0], b[0]), max(a[1], b[1])
 
 
 def fill_batch(rows: Sequence[ContextRow], size: int, config: ModelConfig) -> Context:
-    """Rows as a padded context of `size` rows and their largest shape, the first one repeated."""
+    """Pads rows to their largest shape and to `size` rows, repeating the first row."""
     shapes = (shape_of(len(row.tokens), len(row.picture)) for row in rows)
-    tokens, patches = functools.reduce(_around, shapes)
+    tokens, patches = functools.reduce(_elementwise_max, shapes)
     padded = [*rows, *[rows[0]] * (size - len(rows))]
     return pad_contexts(padded, config, tokens + config.num_chorus, patches)
 
@@ -94,9 +96,10 @@ def fill_batch(rows: Sequence[ContextRow], size: int, config: ModelConfig) -> Co
 def context_batches(
     rows: Sequence[ContextRow], config: ModelConfig, unit: int = 1
 ) -> Iterator[tuple[list[int], Context]]:
-    """Padded contexts of all rows, each with the numbers of the rows it begins with.
+    """Yields (indices of rows, padded context) until all rows are covered.
 
-    What follows those in a batch only fills it up; `unit` is as for `plan_batches`.
+    A context begins with the given rows; any further rows are padding. `unit` is as for
+    `plan_batches`.
     """
     shapes = [shape_of(len(row.tokens), len(row.picture)) for row in rows]
     for chosen, size in plan_batches(shapes, unit):
@@ -106,10 +109,13 @@ def context_batches(
 def pad_questions(
     questions: Sequence[np.ndarray], rows: int, pad_token_id: int, width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token rows padded on the right: int32 [rows, T] and bool [rows, T], the last one repeated.
+    """Pads token ids on the right, and to `rows` rows by repeating the last question.
 
     Args:
-      width: T; None is what the longest needs.
+      width: T; None is as long as the longest question needs.
+
+    Returns:
+      Token ids int32 [rows, T], and bool [rows, T], False on padding.
     """
     width = step_up(max(map(len, questions))) if width is None else width
     tokens = np.full((rows, width), pad_token_id, np.int32)
@@ -121,7 +127,7 @@ def pad_questions(
 
 
 def step_up(count: int) -> int:
-    """Sizes in steps of a quarter of their power of two: few shapes, at most 25 % padding."""
+    """Rounds a size up to one of few: four steps between powers of two, at most 25 % padding."""
     if count == 0:
         return 0
     step = max(8, 1 << max((count - 1).bit_length() - 3, 0))

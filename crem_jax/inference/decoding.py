@@ -1,5 +1,7 @@
-"""Answers from a memory, token by token. Native or compressed is a property of the memory alone:
-`memory` answers natively, `memory.chorus_only(k)` from k chorus tokens.
+"""Autoregressive decoding of answers from a memory.
+
+Whether an answer is native or compressed depends on the memory alone: `memory` gives native
+answers, `memory.chorus_only(k)` answers from k chorus tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from crem_jax.types import Cache, Memory, Target
 
 @struct.dataclass
 class State:
-    """token: int32 [B], the newest; done: bool [B], rows that have ended; index: int32 []."""
+    """The state of decoding between two tokens.
+
+    Attributes:
+      token: int32 [B], the newest tokens. done: bool [B], rows whose answer has ended.
+      index: int32 [], tokens generated so far. cache: keys and values of question and answer.
+    """
 
     token: jax.Array
     done: jax.Array
@@ -37,12 +44,12 @@ def start(
     sampling: Sampling,
     max_new: int,
 ) -> State:
-    """Reads the question and chooses the first token.
+    """Prefills the questions and generates the first token.
 
     Args:
       tokens: int32 [B, T], questions up to where the answer begins, padded on the right.
-      valid: bool [B, T].
-      max_new: room made for the answer.
+      valid: bool [B, T], False on padding.
+      max_new: largest number of answer tokens, for which the cache is allocated.
     """
     cache = empty_cache(memory, tokens.shape[1] + max_new)
     hidden, cache = _decode(config, params, memory, tokens, valid, cache)
@@ -57,7 +64,7 @@ def start(
 def step(
     config: ModelConfig, params: crem.Params, memory: Memory, state: State, sampling: Sampling
 ) -> State:
-    """Feeds the newest token back and chooses the next; ended rows repeat the pad token."""
+    """Generates the next token; rows that are done repeat the pad token."""
     hidden, cache = _decode(
         config, params, memory, state.token[:, None], ~state.done[:, None], state.cache
     )
@@ -76,7 +83,7 @@ def generate(
     sampling: Sampling,
     max_new: int,
 ) -> jax.Array:
-    """Whole answers, int32 [B, max_new], padded after the token that ends them."""
+    """Whole answers, int32 [B, max_new], padded after their end token; arguments as of `start`."""
     state = start(config, params, memory, tokens, valid, sampling, max_new)
     answer = jnp.full((tokens.shape[0], max_new), config.pad_token_id, jnp.int32)
 
@@ -104,7 +111,7 @@ def _choose(config: ModelConfig, params, hidden, sampling: Sampling, index) -> j
     never = [token for token in config.chorus_ids if token != config.eos_token_id]
     if never:
         logits = logits.at[:, jnp.asarray(never)].set(-jnp.inf)
-    assert sampling.seed is not None, "a batch draws by a seed of its own"
+    assert sampling.seed is not None, "Sampling.for_batch gives every batch a seed"
     key = jax.random.fold_in(jax.random.key(sampling.seed), index)
     return next_token(logits, key, jnp.asarray(sampling.temperature), jnp.asarray(sampling.top_p))
 

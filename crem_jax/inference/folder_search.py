@@ -1,4 +1,4 @@
-"""Ranks pictures of a folder by how well they match a query."""
+"""Ranks image files by their similarity to a query."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _AT_ONCE = 256  # pictures whose patches are held in memory
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """A picture and its cosine similarity to the query."""
+class PictureHit:
+    """A picture file and its cosine similarity to the query."""
 
     path: Path
     score: float
@@ -28,9 +28,13 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """found: best first. skipped: (file, why it cannot be used)."""
+    """The result of `rank_pictures`.
 
-    found: tuple[Found, ...]
+    Attributes:
+      hits: best first. skipped: (file, reason why it cannot be used).
+    """
+
+    hits: tuple[PictureHit, ...]
     skipped: tuple[tuple[Path, str], ...]
 
 
@@ -41,17 +45,17 @@ def rank_pictures(
     k: int | None = None,
     dim: int | None = None,
 ) -> Ranking:
-    """Ranks pictures; those that cannot be used are left out and listed.
+    """Ranks picture files by cosine similarity; files that cannot be used are listed as skipped.
 
     Args:
-      k: read only the first k chorus tokens; None is all.
-      dim: compare only the first numbers of the embeddings; None is all.
+      k: use only the first k chorus tokens; None is all.
+      dim: use only the first `dim` components of the embeddings; None is all.
 
     Raises:
-      CremError: the model cannot find, the query cannot be used, or no picture can.
+      CremError: the model has no chorus tokens, the query cannot be used, or no file can.
     """
     (wanted,) = model.encode([query], k, dim)
-    found: list[Found] = []
+    hits: list[PictureHit] = []
     skipped: list[tuple[Path, str]] = []
     for first in range(0, len(paths), _AT_ONCE):
         usable, rows = [], []
@@ -63,13 +67,13 @@ def rank_pictures(
             else:
                 usable.append(path)
         if rows:
-            found += _scored(usable, model.encode(rows, k, dim) @ wanted)
-    if not found:
+            hits += _scored(usable, model.encode(rows, k, dim) @ wanted)
+    if not hits:
         raise CremError(
             f"none of the {len(paths)} pictures can be read; the first: {skipped[0][1]}"
         )
-    return Ranking(tuple(sorted(found, key=lambda hit: -hit.score)), tuple(skipped))
+    return Ranking(tuple(sorted(hits, key=lambda hit: -hit.score)), tuple(skipped))
 
 
-def _scored(paths: Iterable[Path], scores: np.ndarray) -> list[Found]:
-    return [Found(path, float(score)) for path, score in zip(paths, scores, strict=True)]
+def _scored(paths: Iterable[Path], scores: np.ndarray) -> list[PictureHit]:
+    return [PictureHit(path, float(score)) for path, score in zip(paths, scores, strict=True)]

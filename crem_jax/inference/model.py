@@ -1,4 +1,4 @@
-"""The Python face: `crem_jax.load(DIR)` gives a Model that encodes and generates."""
+"""The Python API: `crem_jax.load(DIR)` returns a Model that encodes and generates."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from crem_jax.types import Context, Memory, join_memories
 
 
 class Model:
-    """A trained CREM model: librarian (`encode`) and storyteller (`generate`).
+    """A trained CREM model: it embeds items (`encode`) and answers questions (`generate`).
 
     Args:
-      config: the model's. params: its parameters.
+      config: the model's configuration. params: its parameters.
       tokenizer: a transformers tokenizer with Qwen2-VL's special tokens.
-      stored: the parameters that `params` were rounded from, if a library shall know the model by
-        them.
+      stored: the parameters that `params` were cast or quantised from, from which the fingerprint
+        is computed; None is `params`.
 
     Attributes:
-      runner: the same model for prepared rows, padded batches and memories.
+      runner: the lower-level interface, for prepared rows, padded batches and memories.
     """
 
     def __init__(self, config: ModelConfig, params: crem.Params, tokenizer, stored: Any = None):
@@ -44,10 +44,10 @@ class Model:
         self._stored = params if stored is None else stored
 
     def spread(self, devices: Sequence[jax.Device] | None = None) -> Model:
-        """The same model on several devices, each computing its share of the rows of a batch.
+        """The same model with its parameters replicated and batches sharded over several devices.
 
         Args:
-          devices: of this process; default: all of them.
+          devices: devices of this process; None is all of them.
         """
         devices = jax.local_devices() if devices is None else devices
         if len(devices) < 2:
@@ -64,7 +64,7 @@ class Model:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Names the model's config and numbers; a library is of one of them."""
+        """The model's fingerprint (`model.fingerprint`); a library belongs to one of them."""
         from crem_jax.model.fingerprint import fingerprint
 
         return fingerprint(self.config, self._stored)
@@ -72,14 +72,14 @@ class Model:
     def encode(
         self, items: Sequence[Any], k: int | None = None, dim: int | None = None
     ) -> np.ndarray:
-        """Search embeddings.
+        """Embeds items for retrieval.
 
         Args:
           items: texts, pictures (PIL image, path object, bytes, uint8 [H, W, 3]), or mappings
             {"text": …, "image": …} / {"images": […]}.
-          k: read only the first k chorus tokens; None is all K.
-          dim: keep only the first `dim` numbers, normalised anew; None is all D. A model trained
-            with `loss.dims` is good at those.
+          k: use only the first k chorus tokens; None is all K.
+          dim: keep only the first `dim` components, renormalised; None is all D. Meant for models
+            trained with `loss.dims`.
 
         Returns:
           float32 [N, D or dim], L2-normalised: dot products are cosine similarities.
@@ -92,7 +92,7 @@ class Model:
         return pool(self.chorus_states(items), k, dim)
 
     def chorus_states(self, items: Sequence[Any]) -> np.ndarray:
-        """Final hidden states of the chorus, float32 [N, K, D]; `pooling.pool` makes embeddings.
+        """Final hidden states of the chorus, float32 [N, K, D]; `pooling.pool` gives embeddings.
 
         Args and errors: as `encode`.
         """
@@ -104,9 +104,9 @@ class Model:
         return out
 
     def compress(self, items: Sequence[Any]) -> Memory:
-        """Compressed memories, numpy arrays of N rows in the order of the items.
+        """Compresses items to a Memory of numpy arrays with one row per item.
 
-        `pool(memory.chorus, k)` is `encode(items, k)`, and `ask` answers from the memory alone.
+        `pool(memory.chorus, k)` equals `encode(items, k)`, and `ask` answers from the memory alone.
 
         Args and errors: as `encode`.
         """
@@ -127,15 +127,19 @@ class Model:
         top_p: float = 1.0,
         seed: int | None = 0,
     ) -> list[str]:
-        """Answers from memories, with no picture and no vision tower.
+        """Answers questions about memories, without the images and the vision tower.
 
         Args:
-          memory: of N rows, from `compress` or a library; `memory.chorus_only(k)`
-            answers from its first k chorus tokens. questions: one for each row.
-          temperature, top_p, seed: as for `generate`.
+          memory: N rows, from `compress` or a library; `memory.chorus_only(k)` answers from the
+            first k chorus tokens.
+          questions: one for each row.
+          max_new_tokens, temperature, top_p, seed: as for `generate`.
+
+        Returns:
+          N answers.
 
         Raises:
-          CremError: an empty question, one that does not fit the model, or too few of them.
+          CremError: a question is empty or too long for the model, or their number is not N.
         """
         if len(questions) != len(memory.next_position):
             raise CremError(
@@ -165,19 +169,19 @@ class Model:
         seed: int | None = 0,
         sinks: int = 0,
     ) -> list[str]:
-        """Answers, one for each item.
+        """Generates an answer for each item.
 
         Args:
-          items: as for `encode`; a mapping's "text" is the question about its pictures.
-          compressed: answer from the chorus alone.
-          k: with `compressed`, from its first k tokens.
-          temperature, top_p, seed: how tokens are drawn, see `inference.sampling.Sampling`; the
-            default is greedy.
-          sinks: with `compressed`, also keep the first so many slots of the context, such as those
-            of the system prompt.
+          items: as for `encode`; a mapping's "text" is the question about its images.
+          compressed: answer from the chorus tokens alone.
+          k: with `compressed`, use only the first k chorus tokens; None is all K.
+          max_new_tokens: largest number of tokens of an answer.
+          temperature, top_p, seed: see `inference.sampling.Sampling`; the default is greedy.
+          sinks: with `compressed`, also keep the first `sinks` slots of the context (the system
+            prompt's).
 
         Raises:
-          CremError: as `encode`, or an empty question.
+          CremError: as `encode`, or a question is empty.
         """
         self.runner.validate_generate(compressed, k, sinks)
         sampling = Sampling(temperature, top_p, seed)
@@ -205,7 +209,7 @@ class Model:
         seed: int | None = 0,
         sinks: int = 0,
     ) -> Iterator[str]:
-        """One answer, piece by piece; the arguments of `generate`."""
+        """Yields one answer in pieces of text as it is generated; arguments as of `generate`."""
         self.runner.validate_generate(compressed, k, sinks)
         row, question = self._question(item)
         sampling = Sampling(temperature, top_p, seed).for_batch()
@@ -241,11 +245,12 @@ def load(
     Hugging Face directory.
 
     Args:
-      dtype: of the parameters and the arithmetic, "float32" or "bfloat16".
-      weights: "int8" holds the decoder's kernels as int8 (`model.int8`); None is as dtype says.
+      dtype: type of the parameters and of the arithmetic, "float32" or "bfloat16".
+      weights: "int8" quantises the decoder's kernels (`model.int8`); None leaves them in `dtype`.
 
     Raises:
-      FileNotFoundError, CremError: it is neither, or is damaged; the message says how.
+      FileNotFoundError, CremError: it is not a model directory, or is damaged; the message says
+        how.
     """
     from crem_jax.checkpoints.open import load_parts, open_parts
 

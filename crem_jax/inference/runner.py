@@ -30,15 +30,15 @@ from crem_jax.types import Array, Context, Memory
 
 
 class Runner:
-    """A model's compiled functions on the devices it lies on.
+    """A model's compiled functions, on one device or on a mesh.
 
     Args:
-      params: the parameters; replicated over `mesh` where there is one.
+      params: the parameters; replicated over `mesh` if there is one.
       tokenizer: a transformers tokenizer with Qwen2-VL's special tokens.
-      mesh: devices that share the rows of a batch; None is the default device alone.
+      mesh: devices over which the rows of a batch are sharded; None is the default device alone.
 
     Attributes:
-      prompter: makes rows of texts and pictures.
+      prompter: turns texts and images into rows.
     """
 
     def __init__(
@@ -54,19 +54,19 @@ class Runner:
 
     @property
     def row_multiple(self) -> int:
-        """Batches have multiples of so many rows: the devices that share them."""
+        """Batch sizes are multiples of this, the number of devices that share a batch."""
         return self._mesh.size if self._mesh else 1
 
     def prepare(self, item: Any) -> ContextRow:
-        """An item as `Model.encode` reads it: tokens and patches, far smaller than a picture.
+        """Tokenises an item of `Model.encode` and cuts its images into patches.
 
         Raises:
-          CremError: the item is unusable.
+          CremError: the item cannot be used.
         """
         return item if isinstance(item, ContextRow) else self.prompter.context(Item.of(item))
 
     def chorus_states(self, context: Context) -> np.ndarray:
-        """Final hidden states of the chorus, float32 [B, K, D], of a padded batch."""
+        """Final hidden states of the chorus for a padded batch, float32 [B, K, D]."""
         with self._on_devices(context) as context:
             return to_host(_chorus_states(self.config, self.params, context))
 
@@ -76,9 +76,9 @@ class Runner:
         """The memory of a padded batch, on the device.
 
         Args:
-          num_visible_chorus: None keeps everything, for native answers; k the first k chorus
-            tokens.
-          sinks: with k, also keeps the first so many slots of the context.
+          num_visible_chorus: k keeps the first k chorus tokens alone; None keeps everything, for
+            native answers.
+          sinks: with k, also keep the first `sinks` slots of the context.
         """
         with self._on_devices(context) as context:
             return _compress(self.config, self.params, context, num_visible_chorus, sinks)
@@ -86,7 +86,7 @@ class Runner:
     def compress_each(
         self, context: Context, num_visible_chorus: Sequence[int | None]
     ) -> list[Memory]:
-        """One memory of a padded batch for each number, as `compress` gives them, from one pass."""
+        """One memory per element of `num_visible_chorus`, as from `compress`, in a single pass."""
         if len(num_visible_chorus) == 1:
             return [self.compress(context, num_visible_chorus[0])]
         whole = self.compress(context)
@@ -99,11 +99,11 @@ class Runner:
         sampling: Sampling,
         max_new_tokens: int,
     ) -> list[str]:
-        """Whole answers, one for each question.
+        """Generates a whole answer for each question.
 
         Args:
-          memory: of at least as many rows as there are questions; more only fill the batch up.
-          questions: token rows, see `Prompter.question`.
+          memory: one row per question; further rows are padding.
+          questions: token ids, see `Prompter.question`.
         """
         tokens, valid = pad_questions(questions, len(memory.region), self.config.pad_token_id)
         out = decoding.generate(
@@ -120,20 +120,20 @@ class Runner:
         limits: Sequence[int],
         **shape: int,
     ) -> AnswerStream:
-        """Answers token by token; the arguments of `AnswerStream`."""
+        """Starts to generate answers token by token; arguments as of `AnswerStream`."""
         return AnswerStream(
             self.config, self.params, self.tokenizer, memory, questions, sampling, limits, **shape
         )
 
     @contextlib.contextmanager
     def mesh_in_use(self) -> Iterator[None]:
-        """The devices that share batches are in use inside."""
+        """Makes the runner's mesh, if any, the current one (`jax.set_mesh`)."""
         with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager
     def _on_devices(self, context: Context) -> Iterator[Context]:
-        """A batch on the devices, whose mesh is in use inside; one that cannot be shared as is."""
+        """Shards a batch over the mesh, made current, if its rows divide over the devices."""
         if self._mesh is None or len(context.tokens) % self._mesh.size:
             yield context
             return
@@ -141,7 +141,7 @@ class Runner:
             yield jax.device_put(context, by_rows(self._mesh))
 
     def validate_encode(self, k: int | None = None, dim: int | None = None) -> None:
-        """Raises CremError where `Model.encode` would, whatever the items."""
+        """Raises CremError if `Model.encode` rejects these arguments."""
         if not self.config.num_chorus:
             raise CremError(
                 "this model cannot find: it has no chorus tokens (a plain backbone). "
@@ -155,7 +155,7 @@ class Runner:
     def validate_generate(
         self, compressed: bool = False, k: int | None = None, sinks: int = 0
     ) -> None:
-        """Raises CremError where `Model.generate` would, whatever the items."""
+        """Raises CremError if `Model.generate` rejects these arguments."""
         for name, value in (("k", k), ("sinks", sinks)):
             if value and not compressed:
                 raise CremError(
@@ -168,7 +168,7 @@ class Runner:
         self._validate_k(k)
 
     def validate_positions(self, memory: Memory, questions: Sequence[np.ndarray]) -> None:
-        """Raises PromptError if a question about a memory does not fit the model."""
+        """Raises PromptError if a question about a memory exceeds the model's positions."""
         longest = int(memory.next_position.max()) + max(map(len, questions))
         if longest > self.config.text.max_positions:
             raise PromptError(

@@ -1,4 +1,4 @@
-"""How the tokens of an answer are drawn, and choosing the next one."""
+"""Sampling parameters, and choosing the next token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from crem_jax.errors import CremError
 
 _ODD = 0x9E3779B1
-"""Leads from one batch's seed to the next: far, and to all of them before the first comes again."""
+"""Step between the seeds of consecutive batches; odd, so that they only repeat after 2³²."""
 
 _SEEDS = np.iinfo(np.int32)
 
@@ -22,15 +22,15 @@ _SEEDS = np.iinfo(np.int32)
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Greedy decoding, or nucleus sampling (arXiv 1904.09751).
+    """Parameters of greedy decoding or nucleus sampling (arXiv 1904.09751).
 
-    Equal ones can share a batch. In a compiled function the three are arrays: float32 [], float32
-    [] and int32 [].
+    Requests with equal parameters can share a batch. Under `jax.jit` the fields are arrays: float32
+    [], float32 [] and int32 [].
 
     Attributes:
       temperature: 0 is greedy.
-      top_p: share of the probability that the nucleus holds, from 0 (the likeliest token) to 1.
-      seed: an int32; None is another one for each batch.
+      top_p: probability mass of the nucleus, from 0 (the most likely token alone) to 1.
+      seed: an int32; None draws a random one for each batch.
 
     Raises:
       CremError: a number is out of range.
@@ -49,7 +49,7 @@ class Sampling:
             raise CremError(f"seed = {self.seed} is not in {_SEEDS.min}..{_SEEDS.max}")
 
     def for_batch(self, number: int = 0) -> Sampling:
-        """What batch `number` of a call draws by: a seed of its own, the first one this one's."""
+        """The parameters for batch `number` of a call: another seed for each but batch 0."""
         if self.seed is None:
             return dataclasses.replace(self, seed=secrets.randbelow(_SEEDS.max + 1))
         mixed = np.uint32((int(self.seed) + number * _ODD) % 2**32).view(np.int32)
@@ -61,7 +61,7 @@ class Sampling:
 
     @classmethod
     def tree_unflatten(cls, _: None, leaves: tuple[Any, ...]) -> Sampling:
-        sampling = object.__new__(cls)  # what is traced has no range to check
+        sampling = object.__new__(cls)  # traced values have no range to check
         for field, leaf in zip(dataclasses.fields(cls), leaves, strict=True):
             object.__setattr__(sampling, field.name, leaf)
         return sampling
@@ -71,14 +71,14 @@ GREEDY = Sampling()
 
 
 def _as_scalar(value: Any, kind: type) -> Any:
-    """One type whatever number was given, so that nothing is compiled twice."""
+    """A number as a scalar of one type, so that nothing is compiled twice."""
     return kind(value) if isinstance(value, int | float | np.generic) else value
 
 
 def next_token(
     logits: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax.Array
 ) -> jax.Array:
-    """Greedy at temperature 0, else nucleus sampling.
+    """The next tokens: greedy at temperature 0, else by nucleus sampling.
 
     Args:
       logits: float32 [B, V]. temperature, top_p: float32 [].
@@ -96,8 +96,7 @@ def _nucleus(logits, key, temperature, top_p) -> jax.Array:
     scaled = logits / jnp.maximum(temperature, 1e-6)
     ordered = jnp.sort(scaled, axis=-1, descending=True)
     share = jax.nn.softmax(ordered, axis=-1)
-    # The nucleus ends at the last token before which less than top_p has been gathered; the best
-    # token is always in it.
+    # A token is in the nucleus if those before it sum to less than top_p; the best one always is.
     inside = (jnp.cumsum(share, axis=-1) - share < top_p).at[..., 0].set(True)
     floor = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
     nucleus = jnp.where(scaled >= floor, scaled, -jnp.inf)

@@ -1,4 +1,4 @@
-"""A batch of answers that are generated token by token and handed out piece by piece."""
+"""Streams a batch of answers: generates them token by token and returns the new text."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from crem_jax.model import crem
 from crem_jax.types import Memory
 
 _UNFINISHED = "\ufffd"
-"""What a multi-byte character decodes to until its last byte arrives."""
+"""What an incomplete multi-byte character decodes to."""
 
 
 class AnswerStream:
-    """Answers to several questions, a token of each at a time.
+    """A batch of answers that is generated one token at a time.
 
     Args:
-      memory: of at least as many rows as there are questions; more only fill the batch up.
-      questions: token rows, see `Prompter.question`.
-      limits: tokens that each answer may have. width: of the padded questions; None is what they
-        need. room: for the answers; None is the largest limit.
+      memory: one row per question; further rows are padding.
+      questions: token ids, see `Prompter.question`.
+      limits: largest number of tokens of each answer.
+      width: padded length of the questions; None is what they need.
+      room: answer tokens for which the cache is allocated; None is the largest limit.
 
     Attributes:
-      ended: for each answer None, "stop" (it has ended by itself) or "length" (it was cut off).
-      counts: tokens of each answer so far, the one that ends it included.
+      ended: the finish reason of each answer: "stop", "length" (its limit), or None if unfinished.
+      counts: tokens of each answer so far, the end token included.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class AnswerStream:
         return [len(ids) for ids in self._ids]
 
     def advance(self) -> list[str]:
-        """Makes the next token of every answer; returns the new text of each, often empty."""
+        """Generates the next token of every answer; returns each one's new text, often empty."""
         config, params = self._model
         if self._state is None:
             self._state = decoding.start(
@@ -91,7 +92,7 @@ class AnswerStream:
 
 
 def answer_text(config: ModelConfig, tokenizer, ids: Sequence[int]) -> str:
-    """The text of an answer, up to the token that ends it."""
+    """The text of an answer, up to its end token."""
     ends = (config.eos_token_id, config.pad_token_id)
     answer = []
     for token in ids:

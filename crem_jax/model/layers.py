@@ -46,7 +46,7 @@ class Dense(nn.Module):
       features: shape of the output axes, such as (heads, head dimension).
       axes: logical names of the kernel's axes, contracted ones first.
       contract: number of trailing axes of x that are contracted.
-      scale: factor of the initial kernel's standard deviation.
+      scale: of the initial kernel, as of `variance_scaling` over the fan-in.
     """
 
     features: Sequence[int]
