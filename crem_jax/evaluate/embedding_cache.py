@@ -1,7 +1,7 @@
-"""Embeddings on disk, found by the content they are of.
+"""An on-disk cache of embeddings, keyed by content.
 
-A directory holds parts, Arrow files of keys and vectors, each written whole and then renamed:
-whatever is killed, and however many processes write at once, a part is complete or not there.
+A directory holds parts, Arrow files of keys and vectors, each written under another name and then
+renamed: with killed and concurrent writers, a part is still complete or absent.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from crem_jax.data.records import Item
 
 _SUFFIX = ".arrow"
-_FORMAT = 1  # of what is encoded for a key: higher when a prompt or a picture is read differently
+_FORMAT = 1  # to be raised whenever prompts or pictures are encoded differently
 
 
 class EmbeddingCache:
     """Vectors of one model, float32 [D], by content key.
 
     Args:
-      root: the folder of all caches. name: of this one; it must tell models and types apart.
+      root: the folder of all caches. name: this one's, which must distinguish models and dtypes.
       dim: D.
 
     Raises:
@@ -52,25 +52,25 @@ class EmbeddingCache:
         return len(self._places)
 
     def refresh(self) -> None:
-        """Takes in what other processes have written."""
+        """Loads the parts that other processes have written."""
         try:
             for path in sorted(self.directory.glob(f"*{_SUFFIX}")):
                 if path.name not in self._files:
                     self._open(path)
-        except FileNotFoundError:  # another process has tidied since the listing
+        except FileNotFoundError:  # another process merged parts since the listing
             self.refresh()
 
     def put(self, keys: Sequence[bytes], vectors: np.ndarray) -> None:
-        """Stores vectors, float32 [n, D]; they are safe when this returns."""
+        """Stores vectors, float32 [n, D]; they are on disk when this returns."""
         path = self.directory / f"{uuid.uuid4().hex}{_SUFFIX}"
         _write(path, keys, vectors)
         self._open(path)
 
     def get(self, keys: Sequence[bytes]) -> np.ndarray:
-        """float32 [n, D] of keys that must all be there.
+        """The vectors of keys, float32 [n, D].
 
         Raises:
-          KeyError: one is not.
+          KeyError: a key is not in the cache.
         """
         out = np.zeros((len(keys), self._dim), np.float32)
         places = np.array([self._places[key] for key in keys], np.int64).reshape(-1, 2)
@@ -80,7 +80,7 @@ class EmbeddingCache:
         return out
 
     def tidy(self) -> None:
-        """Makes one part of all that are known here; what other processes add meanwhile stays."""
+        """Merges all known parts into one; parts that other processes add meanwhile stay."""
         names = sorted(self._files)
         if len(names) < 2:
             return
@@ -112,7 +112,7 @@ class EmbeddingCache:
 
 
 class ContentKeys:
-    """Keys of items by what their texts and picture files hold, each file being read once."""
+    """Content keys of items, from their texts and picture files; each file is read once."""
 
     def __init__(self):
         self._files: dict[str, bytes] = {}
@@ -121,7 +121,7 @@ class ContentKeys:
         """The keys of items whose pictures are paths.
 
         Args:
-          each: maps a function over the files; that of a thread pool reads several at once.
+          each: the `map` to use for hashing files, such as a thread pool's.
 
         Raises:
           OSError: a file cannot be read.

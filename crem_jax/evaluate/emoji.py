@@ -1,4 +1,4 @@
-"""How well a model finds and tells in the embedded world, on what it has never seen."""
+"""Evaluation on held-out data of the embedded emoji world: retrieval and answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ ELASTIC = (1, 2, 4, 8, 16)
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question about a held-out scene. kind: what, where, count, relation, tone."""
+    """A question about held-out scene number `scene`.
+
+    Attributes:
+      kind: what, where, count, relation or tone.
+    """
 
     scene: int
     kind: str
@@ -32,7 +36,7 @@ class Question:
 
 
 def evaluate(model: Model) -> dict[str, float]:
-    """Every figure of the embedded default, under the keys of `summary.json`."""
+    """All metrics of the emoji world, by the keys of `summary.json`."""
     scores: dict[str, float] = {}
     if model.config.num_chorus:
         scores |= names(model, "heldout") | scenes(model)
@@ -40,7 +44,7 @@ def evaluate(model: Model) -> dict[str, float]:
 
 
 def quick(model: Model) -> dict[str, float]:
-    """Cheap figures to choose by, on emoji that are neither trained on nor held out."""
+    """Cheap metrics for choosing a checkpoint, on emoji neither trained on nor held out."""
     if not model.config.num_chorus:
         return describe(model, 128)
     scores = names(model, "validation")
@@ -49,9 +53,11 @@ def quick(model: Model) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NameStates:
-    """Chorus states of a split's pictures [N, K, D] and of all names [M, K, D].
+    """Chorus states of a split's pictures and of all names.
 
-    positive: bool [N, M], which names a picture has. own: the split's own names.
+    Attributes:
+      pictures: float32 [N, K, D]. labels: float32 [M, K, D], of the names.
+      positive: bool [N, M], True where a name is the picture's. own: indices of the split's names.
     """
 
     pictures: np.ndarray
@@ -71,7 +77,7 @@ class NameStates:
         )
 
     def scores(self, k: int | None = None) -> dict[str, float]:
-        """By the first k chorus tokens: name_p1, name_p5 and picture_p1."""
+        """Precisions with the first k chorus tokens: name_p1, name_p5 and picture_p1."""
         scores = pool(self.pictures, k) @ pool(self.labels, k).T
         own = scores[:, self.own].T, self.positive[:, self.own].T
         return {
@@ -82,7 +88,7 @@ class NameStates:
 
 
 def names(model: Model, split: str) -> dict[str, float]:
-    """A split's pictures → their name among all names, and back among the split's pictures."""
+    """Retrieval of a split's pictures: their names among all names, and back in the split."""
     states = NameStates.of(model, split)
     prefixes = [k for k in ELASTIC if k <= model.config.num_chorus]
     scores = {f"{split}_{name}": score for name, score in states.scores().items()}
@@ -91,7 +97,7 @@ def names(model: Model, split: str) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SceneStates:
-    """Chorus states of N held-out scenes [N, K, D], their captions, and their captions' edits."""
+    """Chorus states of N held-out scenes, [N, K, D], of their captions and of edited captions."""
 
     pictures: np.ndarray
     captions: np.ndarray
@@ -107,7 +113,7 @@ class SceneStates:
         )
 
     def scores(self, k: int | None = None) -> dict[str, float]:
-        """By the first k chorus tokens: scene_p1 and scene_hard_p1."""
+        """Precisions with the first k chorus tokens: scene_p1 and scene_hard_p1."""
         pictures, captions = pool(self.pictures, k), pool(self.captions, k)
         count = len(pictures)
         scores, diagonal = pictures @ captions.T, np.eye(count, dtype=bool)
@@ -124,12 +130,12 @@ class SceneStates:
 
 
 def scenes(model: Model) -> dict[str, float]:
-    """Held-out scenes: caption ⇄ picture, and the true caption against one-attribute edits."""
+    """Retrieval on held-out scenes: caption ⇄ picture, and captions against one-attribute edits."""
     return SceneStates.of(model).scores()
 
 
 def visual_questions(model: Model, count: int = SCENES) -> dict[str, float]:
-    """Exact answers about held-out scenes, natively and from the chorus alone."""
+    """Exact-match accuracy on questions about held-out scenes, native and compressed."""
     out = {"scene_vqa_native": exact_answers(model, count)}
     if model.config.num_chorus:
         out["scene_vqa_compressed"] = exact_answers(model, count, compressed=True)
@@ -141,19 +147,19 @@ def visual_questions(model: Model, count: int = SCENES) -> dict[str, float]:
     return out | {"scene_vqa_majority": commonest / len(asked)}
 
 
-def exact_answers(model: Model, count: int, **how) -> float:
-    """Share of exact answers to all questions about `count` held-out scenes.
+def exact_answers(model: Model, count: int, **options) -> float:
+    """Exact-match accuracy on all questions about `count` held-out scenes.
 
     Args:
-      how: as for `Model.generate`: compressed, k, sinks.
+      options: compressed, k and sinks, as for `Model.generate`.
     """
     asked, records = scene_questions(count), scene_records(count)
     items = [{"image": records[q.scene].query.images[0], "text": q.question} for q in asked]
-    return exact(model.generate(items, max_new_tokens=8, **how), [q.answer for q in asked])
+    return exact(model.generate(items, max_new_tokens=8, **options), [q.answer for q in asked])
 
 
 def describe(model: Model, count: int = DESCRIBED) -> dict[str, float]:
-    """Exact names of seen emoji, natively and from the chorus alone."""
+    """Exact-match accuracy in naming `count` training emoji, native and compressed."""
     seen = EmojiPictures("train")
     chosen = np.random.default_rng(0).permutation(len(seen))[:count]
     items = [{"image": seen.draw(int(i)), "text": WHAT} for i in chosen]
@@ -179,13 +185,13 @@ def scene_questions(count: int = SCENES) -> tuple[Question, ...]:
 
 @functools.cache
 def scene_records(count: int = SCENES) -> list[Record]:
-    """Held-out scenes as records, each with every one-attribute edit of its caption."""
+    """Held-out scenes as records, with all one-attribute edits of the caption as negatives."""
     source = Scenes("heldout", negatives=MAX_EDITS)
     return [source.record(i) for i in range(count)]
 
 
 def exact(answers: list[str], truth: list) -> float:
-    """Share of answers equal to the truth, or to one of several truths."""
+    """Share of answers equal to the truth, or to any of several truths."""
     right = [
         answer == true if isinstance(true, str) else answer in true
         for answer, true in zip(answers, truth, strict=True)

@@ -1,4 +1,4 @@
-"""Encodes many items once each, into a cache, in full batches of few shapes."""
+"""Embeds many items into a cache, each once, in full batches of few shapes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LocatedItem:
-    """An item to compress, and where it is from.
+    """An item to compress, and its location.
 
     Attributes:
-      item: None is the bare opening of a conversation. place: for errors.
+      item: None is an empty conversation. place: its location, for errors.
     """
 
     item: Item | None
@@ -44,19 +44,19 @@ def encode_missing(
     workers: int = 2,
     counting: Counting = quiet,
 ) -> int:
-    """Encodes what the cache has not; each batch is safe in it before the next one begins.
+    """Embeds the items that are not in the cache, storing each batch before the next one starts.
 
     Args:
-      work: by content key. k: read only the first k chorus tokens; None is all.
-      share: (i, n): this process does part i of n.
-      workers: threads that decode pictures.
+      work: items by content key. k: use only the first k chorus tokens; None is all.
+      share: (i, n): this process encodes part i of n.
+      workers: number of threads that decode pictures.
 
     Returns:
-      How many items this process has encoded.
+      The number of items that this process encoded.
 
     Raises:
-      CremError: items cannot be used, found before any is encoded, or an embedding is not finite;
-        the message names the place of one.
+      CremError: items cannot be used (checked before any is encoded), or an embedding is not
+        finite; the message names the location of one.
     """
     mine, of = share
     keys = [key for key in work if key not in cache and int.from_bytes(key[:8]) % of == mine]
@@ -76,10 +76,10 @@ def encode_missing(
 def shapes_of(
     threads: ThreadPoolExecutor, runner: Runner, work: Sequence[LocatedItem]
 ) -> list[Shape]:
-    """What each item will be padded to, from the headers of its pictures.
+    """The padded shape of each item, from its text and the headers of its pictures.
 
     Raises:
-      CremError: some cannot be used; the message names the place of the first, and how many more.
+      CremError: items cannot be used; the message names the first's location and their number.
     """
     merge = runner.config.vision.merge_size**2
 
@@ -104,7 +104,7 @@ def prepared(
     work: Sequence[LocatedItem],
     batches: Iterator[tuple[list[int], int]],
 ) -> Iterator[tuple[list[int], int, list[ContextRow]]]:
-    """Batches with their rows; those of the next one are made meanwhile."""
+    """Yields (indices of items, batch size, rows); the next batch is prepared in the background."""
 
     def prepare(one: LocatedItem) -> ContextRow:
         try:

@@ -1,4 +1,4 @@
-"""A model as an encoder of mteb 2: texts, pictures, and both in one input.
+"""A model as an encoder for mteb 2, of texts, images and both in one input.
 
 import crem_jax, mteb
 from crem_jax.evaluate.mteb import CremEncoder
@@ -27,26 +27,26 @@ from crem_jax.errors import CremError
 from crem_jax.inference.model import Model
 
 _AT_ONCE = 256  # inputs whose patches are held in memory
-_MARGIN = 4  # tokens a cut text may grow by when it is read anew
+_MARGIN = 4  # tokens by which a truncated text may grow when tokenised again
 
 
 class CremEncoder(AbsEncoder):
-    """What `mteb.evaluate` takes.
+    """A CREM model as an mteb encoder, for `mteb.evaluate`.
 
-    An empty text is the bare prompt, and a text longer than the model's positions loses its end, as
-    mteb's data sets want.
+    An empty text becomes the bare prompt, and a text that exceeds the model's positions is
+    truncated, as mteb's data sets require.
 
     Args:
-      model: with chorus tokens, from `crem_jax.load`.
-      name: "organization/name", which mteb files results under.
-      k: read only the first k chorus tokens; None is all.
-      prompts: instructions put in front of the text, by task name, task type, "query" or
-        "document" (mteb's own order of precedence): {"query": "Find a picture of: "}.
-      meta: more fields of mteb's ModelMeta, such as license="apache-2.0".
+      model: a model with chorus tokens, from `crem_jax.load`.
+      name: "organization/name", under which mteb stores results.
+      k: use only the first k chorus tokens; None is all.
+      prompts: instructions prepended to the text, by task name, task type, "query" or "document"
+        (in mteb's order of precedence): {"query": "Find a picture of: "}.
+      meta: further fields of mteb's ModelMeta, such as license="apache-2.0".
 
     Raises:
       ValueError: the model has no chorus tokens, k is not in 1..K, or the name has no slash.
-      KeyError: a prompt is for nothing mteb knows.
+      KeyError: a prompt's key is unknown to mteb.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class CremEncoder(AbsEncoder):
         prompts: Mapping[str, str] | None = None,
         **meta: Any,
     ):
-        model.encode(["."], k)  # says what is wrong before the data sets are read
+        model.encode(["."], k)  # reports errors before the data sets are read
         self.model, self.k = model, k
         self.prompts = self.validate_task_to_prompt_name(dict(prompts or {}))
         self.mteb_model_meta = model_meta(model, name, k, bool(prompts), **meta)
@@ -74,7 +74,7 @@ class CremEncoder(AbsEncoder):
         show_progress_bar: bool = True,
         **kwargs: Any,
     ) -> np.ndarray:
-        """float32 [N, D] of batches {"text": [...], "image": [...]}, either key or both."""
+        """Embeds batches {"text": [...], "image": [...]} (either key or both) as float32 [N, D]."""
         prompt = get_prompt(self.prompts, task_metadata, prompt_type) or ""
         rows: list[ContextRow] = []
         done = [np.zeros((0, self.model.config.text.hidden_size), np.float32)]
@@ -103,10 +103,14 @@ class CremEncoder(AbsEncoder):
 def model_meta(
     model: Model, name: str, k: int | None = None, instructed: bool = False, **fields: Any
 ) -> ModelMeta:
-    """What mteb records of a model.
+    """mteb's metadata of a model.
 
-    The revision is a fingerprint of the weights, so that mteb's cache never takes the results of
-    other weights for this model's.
+    The revision is a fingerprint of the weights, so that mteb's cache never mixes up the results of
+    different weights.
+
+    Args:
+      k, name: as for `CremEncoder`. instructed: whether prompts are used.
+      fields: further fields of ModelMeta.
     """
     leaves = jax.tree.leaves(model.params)
     tables = [leaf for key, leaf in model.params["backbone"].items() if key in _TABLES]

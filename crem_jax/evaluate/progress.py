@@ -1,4 +1,4 @@
-"""How an evaluation reports its progress."""
+"""Progress reports of evaluations."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 Counting = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
-"""(total, what) -> a context that gives a function to call with the number of newly finished items,
-as `commands.output.counting` does."""
+"""(total, what) -> a context manager that yields a function, to be called with the number of items
+finished since the last call; see `commands.output.counting`."""
 
 
 @contextlib.contextmanager
 def quiet(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """Reports to nobody."""
+    """Reports no progress."""
     yield lambda count: None

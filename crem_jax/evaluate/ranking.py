@@ -8,10 +8,10 @@ from crem_jax.errors import CremError
 
 
 def ranks(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Pessimistic rank of the best positive of each row, 0 is first.
+    """The pessimistic rank of each query's best positive; 0 is first.
 
     Args:
-      scores: float [Q, M]. positive: bool [Q, M], at least one a row.
+      scores: float [Q, M]. positive: bool [Q, M], at least one True per row.
 
     Returns:
       int [Q]: how many other candidates score at least as high as the best positive.
@@ -28,5 +28,5 @@ def ranks(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
 
 
 def precision_at(scores: np.ndarray, positive: np.ndarray, k: int = 1) -> float:
-    """Share of queries with a positive among the first k."""
+    """Precision@k: the share of queries with a positive among the first k; arguments as `ranks`."""
     return float(np.mean(ranks(scores, positive) < k))

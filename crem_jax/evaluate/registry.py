@@ -1,4 +1,4 @@
-"""Names of the worlds a model may be measured in (`config.evaluate`)."""
+"""The evaluators that a config can name (`config.evaluate`)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from crem_jax.errors import CremError
 from crem_jax.evaluate import emoji
 
 EVALUATORS: Mapping[str, ModuleType] = {"emoji": emoji}
-"""Each has `quick(model)`, for the curve of training, and `evaluate(model)`, for the summary."""
+"""Modules with `quick(model)`, called during training, and `evaluate(model)`, for the summary."""
 
 
 def evaluator(name: str) -> ModuleType:
-    """Raises CremError for an unknown name."""
+    """The evaluator of a name.
+
+    Raises:
+      CremError: the name is unknown.
+    """
     if name not in EVALUATORS:
         known = ", ".join(sorted(EVALUATORS))
         raise CremError(f"config.evaluate {name!r} is not one of {known}, or '' for none")

@@ -1,4 +1,4 @@
-"""Teacher-forced token accuracy: how much of a given answer the model would say itself."""
+"""Teacher-forced token accuracy of given answers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def token_accuracy(
     k: int | None = None,
     sinks: int = 0,
 ) -> float:
-    """Share of answer tokens that are the likeliest, given the true ones before them.
+    """Share of answer tokens that the model ranks first, given the true tokens before them.
 
     Args:
-      pictures: one a sample. turns: (question, answer) about each.
+      pictures: one per sample. turns: (question, answer) about each.
       compressed, k, sinks: as for `Model.generate`.
     """
     contexts = [model.runner.prepare(picture) for picture in pictures]

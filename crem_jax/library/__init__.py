@@ -1,4 +1,4 @@
-"""The library: pictures and texts with their embeddings and chorus memories, searched and asked.
+"""Libraries: stored embeddings and chorus memories of images and texts, to search and to ask.
 
 library = crem_jax.library.open("photos.crem")
 hits = library.find(model, "a tiger", top=5)

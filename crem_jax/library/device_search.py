@@ -1,4 +1,4 @@
-"""Exact search on accelerators: a library's vectors are kept in their memory, split over a mesh."""
+"""Exact search on accelerators, with a library's vectors sharded over their memory."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from crem_jax.library.entry import Hit
 from crem_jax.library.stores.protocols import Entries
 from crem_jax.mesh import make_mesh
 
-_ROWS = 1024  # rows of a device come in multiples: a library that grows is compiled for rarely
+_ROWS = 1024  # rows per device are a multiple of this, so that a growing library seldom recompiles
 
 
 def accelerators() -> list[jax.Device]:
-    """This process's devices, CPUs left out."""
+    """This process's devices other than CPUs."""
     return [device for device in jax.local_devices() if device.platform != "cpu"]
 
 
 class DeviceSearch:
-    """Searches a library's entries by comparing a query with all of them, on devices.
+    """Searches a library exactly, comparing a query with all entries on devices.
 
-    The vectors are read when a column is first searched, and again when the library has changed;
-    those of a database that cannot tell (`Entries.version`), at every search. Threads may search
-    at once.
+    Vectors are loaded when a column is first searched, and reloaded when the library has changed;
+    for a database without versions (`Entries.version`), on every search. Threads may search
+    concurrently.
 
     Args:
-      devices: that share the vectors; None is all of this process.
+      devices: devices over which the vectors are sharded; None is all of this process.
     """
 
     def __init__(self, entries: Entries, devices: Sequence[jax.Device] | None = None):
         self._entries, self._mesh = entries, make_mesh(devices=devices or jax.local_devices())
-        self._lock = threading.Lock()  # of what follows
+        self._lock = threading.Lock()  # guards _loaded
         self._loaded: dict[str, tuple[int | None, np.ndarray, DeviceVectors]] = {}
 
     def search(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
         """The entries nearest to a float32 [D] query by cosine, best first.
 
         Args:
-          column: of the vectors. where: a condition in the database's own language.
+          column: the vector column. where: a filter in the database's own language.
         """
         ids, vectors = self._load(column)
         chosen = np.ones(len(ids), bool)
@@ -64,7 +64,7 @@ class DeviceSearch:
         ]
 
     def _load(self, column: str) -> tuple[np.ndarray, DeviceVectors]:
-        """The ids and vectors of the newest version."""
+        """The ids and vectors of the table's newest version."""
         with self._lock:
             version = self._entries.version()
             if version is None or column not in self._loaded or self._loaded[column][0] != version:
@@ -77,15 +77,15 @@ class DeviceSearch:
 
 
 class DeviceVectors:
-    """Vectors split by rows over all devices of a mesh.
+    """Vectors sharded by rows over all devices of a mesh.
 
-    Every device finds the best of its own rows; those are gathered and ranked. `recall` 1 compares
-    and sorts exactly (`jax.lax.top_k`); less uses `jax.lax.approx_max_k` (arXiv 2206.14286), much
-    faster on TPUs, with so much expected recall. The products are computed in float32 either way.
+    Each device finds the best of its rows; these are gathered and ranked. With `recall` 1 the
+    search is exact (`jax.lax.top_k`); below, it uses `jax.lax.approx_max_k` (arXiv 2206.14286) with
+    that expected recall, which is much faster on TPUs. Products are computed in float32.
 
     Args:
-      vectors: [n, D], L2-normalised. mesh: any; its axes are all used for rows.
-      dtype: of the stored vectors.
+      vectors: [n, D], L2-normalised. mesh: any mesh; rows are sharded over all its axes.
+      dtype: type in which the vectors are stored.
     """
 
     def __init__(self, vectors: np.ndarray, mesh: Mesh, dtype: str = "bfloat16"):
@@ -104,7 +104,7 @@ class DeviceVectors:
         recall: float = 1.0,
         only: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers int32 [q, top] and cosines float32 [q, top], best first.
+        """The nearest rows, best first: indices int32 [q, top] and cosines float32 [q, top].
 
         Args:
           queries: float32 [q, D]. top: at most the number of vectors.

@@ -1,4 +1,4 @@
-"""What a library holds: its entries, and what is true of all of them."""
+"""The records of a library: its entries, and the `LibraryInfo` that describes it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from crem_jax.errors import CremError, Unavailable
 
 ENCODINGS = ("float32", "bfloat16", "int8", "none")
-"""How the numbers of a memory are stored; "none" keeps no memories."""
+"""Encodings of stored memories; with "none" a library stores none."""
 
 FORMAT = 1
-"""What new libraries are written in."""
+"""The format of new libraries."""
 
 FORMATS = range(1, FORMAT + 1)
-"""What can be read."""
+"""The formats that can be read."""
 
 
 class LibraryError(CremError):
@@ -27,26 +27,26 @@ class LibraryError(CremError):
 
 
 class StoreError(LibraryError, Unavailable):
-    """What holds a library's tables fails: they are damaged, or it cannot be reached or written."""
+    """The database behind a library is damaged, or cannot be reached or written."""
 
 
 class UnknownIdError(LibraryError):
-    """The library has no entry of an id."""
+    """The library has no entry with an id."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LibraryInfo:
-    """What a library stores about itself: the model it was made with, and what it keeps.
+    """The description that a library stores of itself: its model, and what it stores per entry.
 
     Attributes:
-      fingerprint: of the model, see `model.fingerprint`. model: its name, for people.
+      fingerprint: the model's, see `model.fingerprint`. model: its name, for display.
       num_chorus: K. dim: D.
-      prefixes: the numbers of chorus tokens an embedding is stored for, K first.
-      memory: one of ENCODINGS. memory_k: chorus tokens kept in a memory.
-      vectors: "" if the vectors are in the library itself, else the URI of a Milvus server, or the
-        path of a Milvus Lite file.
-      id: hexadecimal digits that are the library's alone; "" of one that is not made yet.
-      format: of the library, one of FORMATS.
+      prefixes: the numbers k of chorus tokens for which embeddings are stored, K first.
+      memory: one of ENCODINGS. memory_k: chorus tokens of a stored memory.
+      vectors: "" if vectors are stored in the library itself, else the URI of a Milvus server or
+        the path of a Milvus Lite file.
+      id: unique hexadecimal digits; "" for a library that is not created yet.
+      format: the library's format, one of FORMATS.
     """
 
     fingerprint: str
@@ -77,7 +77,7 @@ class LibraryInfo:
         """Inverse of `to_json`.
 
         Raises:
-          LibraryError: its format is not one of FORMATS, as of one that a newer version has made.
+          LibraryError: the text is damaged, or the format is not one of FORMATS.
         """
         try:
             values = json.loads(text)
@@ -94,10 +94,10 @@ class LibraryInfo:
         return LibraryInfo(**values)
 
     def column(self, k: int | None) -> str:
-        """The column that holds the embedding of the first k chorus tokens.
+        """The name of the column with embeddings of the first k chorus tokens; None is all K.
 
         Raises:
-          LibraryError: none is stored for k.
+          LibraryError: no embeddings are stored for k.
         """
         k = self.num_chorus if k is None else k
         if k not in self.prefixes:
@@ -111,12 +111,12 @@ class Entry:
     """One item of a library.
 
     Attributes:
-      id: its name in the library; another entry of the same id replaces it.
+      id: unique in the library; a later entry with the same id replaces it.
       vectors: float16 [len(LibraryInfo.prefixes), D], L2-normalised.
-      content: hash of what was encoded, see `crem_jax.library.index_source`.
-      uri: where the picture was. text: what belongs to it. metadata: JSON values.
-      thumbnail: a small encoded picture, or nothing.
-      width, height: of the picture in pixels. source: what it was indexed from.
+      content: hash of the encoded item, see `crem_jax.library.index_source`.
+      uri: location of the picture file. text: its text. metadata: further JSON values.
+      thumbnail: a small encoded picture, or b"".
+      width, height: size of the picture in pixels. source: the source it was indexed from.
     """
 
     id: str
@@ -132,7 +132,7 @@ class Entry:
 
     @property
     def key(self) -> int:
-        """63 bits that change with the id or the vectors; derived indexes go by it."""
+        """A 63-bit hash of id and vectors, which identifies rows in derived indexes."""
         digest = hashlib.blake2b(self.id.encode(), digest_size=8)
         digest.update(np.ascontiguousarray(self.vectors, np.float16).tobytes())
         return int.from_bytes(digest.digest(), "little") >> 1
@@ -140,7 +140,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A found entry (its vectors left out) and its cosine similarity to the query."""
+    """A search result: an entry, without its vectors, and its cosine similarity to the query."""
 
     entry: Entry
     score: float
@@ -155,7 +155,7 @@ def check_unique(ids: Sequence[str]) -> None:
 
 
 def halves(num_chorus: int) -> tuple[int, ...]:
-    """The default prefixes: K and its halves down to 1."""
+    """The default prefixes: K, halved repeatedly down to 1."""
     found = [num_chorus]
     while found[-1] > 1:
         found.append(found[-1] // 2)

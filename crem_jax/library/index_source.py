@@ -1,4 +1,4 @@
-"""The items that a data source gives to a library, each with an id and a hash of its content."""
+"""Reads the items of a data source for indexing, each with an id and a content hash."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from crem_jax.data.sources.registry import make_source
 from crem_jax.data.sources.selected import where
 from crem_jax.errors import CremError
 
-_BARE = ("folder", "jsonl")  # kinds that can do without anything to learn
+_BARE = ("folder", "jsonl")  # kinds whose records need no training targets
 _THUMBNAIL = 192  # pixels of the longer side
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class IndexItem:
-    """One item of a source before it is encoded.
+    """One item of a source, before it is encoded.
 
     Attributes:
-      id: its name. item: what is encoded. content: hash of that and of the text.
-      uri: the picture's path, if it is a file. text: what belongs to it. metadata: JSON values.
+      id: its id in the library. item: the texts and images to encode.
+      content: hash of the item and its text.
+      uri: the picture's path, if it is a file. text: its text. metadata: further JSON values.
     """
 
     id: str
@@ -44,7 +45,11 @@ class IndexItem:
 
 
 class IndexItemError(CremError):
-    """A known item cannot be used. id: its name."""
+    """An item whose id is known cannot be used.
+
+    Attributes:
+      id: the item's id.
+    """
 
     def __init__(self, name: str, reason: str):
         super().__init__(reason)
@@ -52,16 +57,16 @@ class IndexItemError(CremError):
 
 
 class IndexSource:
-    """The items of a source, `crem prepare`'s grammar.
+    """The items of a source given on the command line (`crem prepare`'s grammar).
 
     Args:
-      text: the source as a person writes it. prefix: put before every id.
+      text: the source as written on the command line. prefix: prepended to every id.
 
     Attributes:
-      name: the source in words, its path absolute.
+      name: the source's description, with an absolute path.
 
     Raises:
-      CremError, OSError: it cannot be used.
+      CremError, OSError: the source cannot be used.
     """
 
     def __init__(self, text: str, prefix: str = ""):
@@ -83,15 +88,15 @@ class IndexSource:
         return where(self._source, index)
 
     def item(self, index: int) -> IndexItem:
-        """Item `index`; its pictures are read, but not decoded.
+        """Item `index`, with its picture files read but not decoded.
 
         Raises:
-          IndexItemError: its pictures cannot be read. CremError: it is no record.
+          IndexItemError: a picture file cannot be read. CremError: it is not a valid record.
         """
         record = read_record(self._source, index)
         text = next((item.text for item in record.positives if item.text), "")
         files = [i for i in record.query.images if isinstance(i, str | os.PathLike)]
-        # A record without an id is named after its place: the same from wherever that is seen.
+        # A record without an id is named after its location, independent of the working directory.
         own = record.id if record.id != self.where(index) else os.path.basename(record.id)
         name = f"{self._prefix}{own}"
         for shown_name in (name, *(os.fspath(file) for file in files)):
@@ -114,10 +119,10 @@ class IndexSource:
 
 
 def thumbnail(picture: Picture) -> tuple[bytes, tuple[int, int]]:
-    """A small encoded picture, and the (width, height) of the whole one.
+    """A small encoded copy of a picture, and the original's (width, height) in pixels.
 
     Raises:
-      PictureError: it cannot be decoded.
+      PictureError: the picture cannot be decoded.
     """
     image = open_picture(picture)
     size = image.size

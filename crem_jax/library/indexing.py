@@ -1,8 +1,8 @@
-"""Indexes a source: one pass of the compressor gives each item's embeddings and its memory.
+"""Indexes a source: one pass of the compressor gives each item's embeddings and memory.
 
-What is in the library is known by id and content hash, so that only new and changed items are
-encoded. A batch is safe when `Library.put` returns; an interrupted run loses the batch it was at,
-and the next run encodes exactly what is missing.
+Stored items are recognised by id and content hash, so only new and changed ones are encoded. A
+batch is stored durably when `Library.put` returns; an interrupted run loses its current batch, and
+the next run encodes exactly what is missing.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _TIDY_EVERY = 64  # batches
 
 @dataclasses.dataclass
 class IndexStats:
-    """What a run of `index` has done.
+    """The result of `index`.
 
     Attributes:
-      encoded, unchanged, deleted: numbers of items. skipped: (where, why it cannot be used).
+      encoded, unchanged, deleted: numbers of items.
+      skipped: (location, reason why the item cannot be used).
     """
 
     encoded: int = 0
@@ -47,8 +48,10 @@ class _PreparedItem:
     """An item whose pictures have been decoded, or the reason why it cannot be used.
 
     Attributes:
-      index: in the source. id: "" if unknown. row: None if the library has the item unchanged.
-      size: of the first picture, (width, height) in pixels. error: "" unless it cannot be used.
+      index: its index in the source. id: "" if unknown.
+      row: tokens and patches; None if the library has the item unchanged.
+      size: (width, height) of the first picture in pixels.
+      error: the reason why it cannot be used, or "".
     """
 
     index: int
@@ -74,19 +77,20 @@ def index(
     """Brings the library up to date with a source.
 
     Args:
-      shard: (i, n): only items i, i + n, …, where n processes share the work.
-      delete: remove what the source no longer has.
-      batch: items that are encoded and stored together. workers: threads that decode pictures.
-      progress: called with the number of items that are newly done.
+      shard: (i, n): index only items i, i + n, …, if n processes share the work.
+      delete: remove entries that the source no longer has.
+      batch: number of items encoded and stored together. workers: picture-decoding threads.
+      progress: called with the number of items finished since the last call.
 
     Raises:
-      LibraryError: the library is another model's, or has an item of the same id from elsewhere.
+      LibraryError: the library belongs to another model, or has an entry with the id of an item
+        from another source.
     """
     library.check_model(model)
     if delete and shard[1] > 1:
         raise LibraryError("a shard does not see the whole source: delete in a run of its own")
     known = _known(library)
-    seen: set[str] = set()
+    seen_ids: set[str] = set()
     done = IndexStats()
     numbers = range(shard[0], len(source), shard[1])
     batches = 0
@@ -94,7 +98,7 @@ def index(
         for ready in _chunks(threads, model, source, numbers, known, batch):
             fresh = []
             for one in ready:
-                twice = f"its id {one.id!r} was given before" if one.id in seen else ""
+                twice = f"its id {one.id!r} was given before" if one.id in seen_ids else ""
                 if one.error or twice:
                     done.skipped.append((source.where(one.index), one.error or twice))
                 elif one.row is None:
@@ -103,7 +107,7 @@ def index(
                     _check_source(one.id, known, source.name)
                     fresh.append(one)
                 if one.id:
-                    seen.add(one.id)
+                    seen_ids.add(one.id)
             if fresh:
                 _store(model, library, source.name, fresh)
                 done.encoded += len(fresh)
@@ -112,10 +116,10 @@ def index(
                     library.tidy()
             progress(len(ready))
     if delete:
-        gone = [name for name, (_, origin) in known.items() if origin == source.name]
-        gone = sorted(set(gone) - seen)
-        library.delete(gone)
-        done.deleted = len(gone)
+        stale = [name for name, (_, origin) in known.items() if origin == source.name]
+        stale = sorted(set(stale) - seen_ids)
+        library.delete(stale)
+        done.deleted = len(stale)
     return done
 
 
@@ -130,7 +134,7 @@ def library_info(
     """The `LibraryInfo` of a library made with this model.
 
     Raises:
-      LibraryError: the model has no chorus tokens, or a k is not in 1..K.
+      LibraryError: the model has no chorus tokens, or `memory_k` or a prefix is not in 1..K.
     """
     from crem_jax.library.entry import halves
 
@@ -151,7 +155,7 @@ def library_info(
 
 
 def _known(library: Library) -> dict[str, tuple[str, str]]:
-    """(content, source) by id."""
+    """Id -> (content hash, source) of all entries."""
     found: dict[str, tuple[str, str]] = {}
     for rows in library.scan(["id", "content", "source"]):
         pairs = zip(rows["content"].tolist(), rows["source"].tolist(), strict=True)
@@ -174,7 +178,7 @@ def _chunks(
     known: Mapping[str, tuple[str, str]],
     size: int,
 ) -> Iterator[list[_PreparedItem]]:
-    """Lists of items in which at most `size` are to be encoded, the next one being decoded."""
+    """Yields lists of items with at most `size` to encode, while the next list is being decoded."""
 
     def prepare(number: int) -> _PreparedItem:
         name = ""

@@ -1,4 +1,4 @@
-"""A library: entries to search and memories to ask, of one model."""
+"""A library: the searchable entries and stored memories of one model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _AT_ONCE = 256
 
 
 class Library:
-    """Entries and memories of one model. Made by `open` or `create`.
+    """Entries and memories made with one model; construct it with `open` or `create`.
 
     Attributes:
-      info: what is the same for all entries.
+      info: the library's description of itself.
     """
 
     def __init__(self, info: LibraryInfo, entries: Entries, memories: Memories):
@@ -39,10 +39,13 @@ class Library:
     # writing
 
     def put(self, entries: Sequence[Entry], memories: Sequence[bytes] | None = None) -> None:
-        """Adds or replaces entries by their ids; returns when they are safe on disk.
+        """Adds entries or replaces those with the same ids; returns when they are on disk.
 
         Args:
-          memories: an encoded memory for each, unless the library keeps none.
+          memories: an encoded memory for each entry; None if the library stores none.
+
+        Raises:
+          LibraryError: memories or vectors do not fit the library, or an id is given twice.
         """
         if (memories is None) != (self.info.memory == "none"):
             raise LibraryError(f"the library keeps memories as {self.info.memory!r}")
@@ -52,7 +55,7 @@ class Library:
                     f"{entry.id}: vectors of shape {entry.vectors.shape}; expected "
                     f"{(len(self.info.prefixes), self.info.dim)}"
                 )
-        # The memories first: what can be found can always be asked.
+        # Memories first, so that every entry that is found has one.
         if memories is not None:
             contents = [entry.content for entry in entries]
             self._memories.put([entry.id for entry in entries], contents, memories)
@@ -74,7 +77,7 @@ class Library:
     def scan(
         self, columns: Sequence[str], where: str | None = None
     ) -> Iterator[Mapping[str, np.ndarray]]:
-        """All entries in batches of columns, such as "id" or "content"."""
+        """Yields all entries in batches: column name -> values, for columns such as "id"."""
         return self._entries.scan(columns, where)
 
     def search(
@@ -88,11 +91,15 @@ class Library:
         """The entries nearest to an embedding, best first.
 
         Args:
-          vector: float32 [D], L2-normalised. k: the prefix it was made with; None is all K.
-          where: a condition on id, uri, text, metadata, width, height or source (SQL of LanceDB; a
-            Milvus expression there).
-          exact: compare the query with every entry, on accelerators where there are any, rather
-            than ask an index. They keep the vectors of the k that have been searched.
+          vector: float32 [D], L2-normalised. k: chorus tokens it was made from; None is all K.
+          top: number of hits.
+          where: a filter on id, uri, text, metadata, width, height or source (LanceDB's SQL, or a
+            Milvus expression).
+          exact: compare the query with every entry instead of using an index, on accelerators if
+            there are any; they keep the vectors in memory for each k that has been searched.
+
+        Raises:
+          LibraryError: no embeddings of k chorus tokens are stored, or the filter is invalid.
         """
         vector = np.asarray(vector, np.float32)
         if not exact:
@@ -115,23 +122,26 @@ class Library:
         where: str | None = None,
         exact: bool = False,
     ) -> list[Hit]:
-        """The entries nearest to an item (words, a picture, or both), best first.
+        """The entries nearest to an item (text, an image, or both), best first.
 
         Args:
           k, top, where, exact: as for `search`.
 
         Raises:
-          LibraryError: the library is of another model, or has no embeddings of k chorus tokens.
+          LibraryError: the library belongs to another model, or as for `search`.
         """
         self.check_model(model)
         self.info.column(k)
         return self.search(model.encode([query], k)[0], k, top, where, exact)
 
     def memories(self, ids: Sequence[str], dtype: str = "float32", k: int | None = None) -> Any:
-        """The stored memories of some entries as one `types.Memory`, in the order of the ids.
+        """The stored memories of some entries as one `types.Memory`, a row for each id.
+
+        Args:
+          dtype: type of keys and values. k: the first k chorus tokens; None is all stored ones.
 
         Raises:
-          LibraryError: an unknown id, no memories are kept, or one is damaged.
+          LibraryError: an id is unknown, the library stores no memories, or one is damaged.
         """
         from crem_jax.library.memory_codec import decode_memory
 
@@ -147,10 +157,10 @@ class Library:
     def ask(
         self, model: Model, ids: Sequence[str], question: str, k: int | None = None, **options: Any
     ) -> list[str]:
-        """Asks the stored memories of some entries; no picture is opened.
+        """Answers a question about each of some entries from their stored memories.
 
         Args:
-          k: answer from the first k chorus tokens. options: as for `Model.ask`.
+          k: use only the first k chorus tokens. options: as for `Model.ask`.
         """
         self.check_model(model)
         if not ids:
@@ -159,7 +169,7 @@ class Library:
         return model.ask(memory, [question] * len(ids), **options)
 
     def check_model(self, model: Model) -> None:
-        """Raises LibraryError if the library is another model's."""
+        """Raises LibraryError if the library belongs to another model."""
         if model.fingerprint != self.info.fingerprint:
             raise LibraryError(
                 f"the library was made with another model: {self.info.model}, fingerprint "
@@ -169,7 +179,7 @@ class Library:
     # care
 
     def stats(self) -> dict[str, Any]:
-        """Counts, bytes, and what the library was made with."""
+        """Counts, sizes in bytes, and the library's description, as JSON values."""
         return {
             "model": self.info.model,
             "fingerprint": self.info.fingerprint,
@@ -183,7 +193,7 @@ class Library:
         }
 
     def compact(self) -> dict[str, int]:
-        """Drops memories that no entry refers to, merges small files, refreshes indexes.
+        """Deletes memories without an entry, merges small files and refreshes indexes.
 
         No other process may be using the library.
         """
@@ -194,17 +204,17 @@ class Library:
         return {"orphans": len(orphans)}
 
     def tidy(self) -> None:
-        """What `compact` does, as far as it is safe beside other readers and writers."""
+        """The part of `compact` that is safe while other processes use the library."""
         for store in (self._entries, self._memories):
             getattr(store, "tidy", lambda: None)()
 
     def verify(self, top: int = 10, queries: int = 64) -> dict[str, Any]:
-        """Reads everything and measures recall.
+        """Reads all entries and memories, and measures the recall of searches.
 
         Returns:
-          entries, memories: how many. problems: [(id, what is wrong)]. orphans: memories of no
-          entry, which an interrupted run may leave and `compact` drops. What `Entries.recall`
-          says of `search`.
+          entries, memories: numbers of them. problems: [(id, what is wrong)].
+          orphans: number of memories without an entry, which an interrupted run may leave and
+          `compact` deletes. search: the result of `Entries.recall`.
         """
         problems: list[tuple[str, str]] = []
         contents: dict[str, str] = {}
@@ -260,7 +270,7 @@ class Library:
 
 
 def is_library(place: str | os.PathLike) -> bool:
-    """Whether a library is at a path or URI."""
+    """Whether there is a library at a path or URI."""
     if "://" not in os.fspath(place):
         # A run killed while it made the table may have left a directory without any version.
         versions = Path(place) / f"{MEMORIES}.lance" / "_versions"
@@ -272,7 +282,7 @@ def open(place: str | os.PathLike) -> Library:
     """Opens the library at a path or object-store URI.
 
     Raises:
-      LibraryError: there is none.
+      LibraryError: there is no library.
     """
     lance = _lance()
     if not is_library(place):
@@ -287,10 +297,11 @@ def open(place: str | os.PathLike) -> Library:
 
 
 def create(place: str | os.PathLike, info: LibraryInfo) -> Library:
-    """Opens the library at `place`, or makes it.
+    """Opens the library at `place`, or creates it.
 
     Raises:
-      LibraryError: there is one of another model, or with other options.
+      LibraryError: the library there belongs to another model or has other options, or `place` is
+        something else.
     """
     lance = _lance()
     info = dataclasses.replace(info, vectors=_absolute(info.vectors))
@@ -340,15 +351,15 @@ def _milvus() -> Any:
 
 
 def _absolute(vectors: str) -> str:
-    """The same from any directory, where they are in a Milvus Lite file."""
+    """`LibraryInfo.vectors` with the path of a Milvus Lite file made absolute."""
     return os.path.abspath(vectors) if vectors and "://" not in vectors else vectors
 
 
 def _cache(place: str | os.PathLike, library: str) -> Path:
-    """Where derived indexes lie: in a local library, or in the user's cache for a remote one.
+    """The directory of derived indexes: in a local library, else in the user's cache.
 
     Args:
-      library: its id. Another one that is made at the same place finds nothing of the old one.
+      library: its id, so that a new library at the same place does not read an old one's indexes.
     """
     if "://" not in os.fspath(place):
         return Path(place) / "ann"

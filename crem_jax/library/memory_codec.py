@@ -1,7 +1,7 @@
-"""Chorus memories as bytes: a checksum, then the tensors of one row in the safetensors format.
+"""Serialises chorus memories: a checksum, then the tensors of one row in safetensors format.
 
-float32 and bfloat16 keep every bit of a memory of that type. int8 has one scale for each layer,
-head and chorus slot (symmetric, the largest number is 127), about half of bfloat16's bytes.
+float32 and bfloat16 are lossless for memories of that type. int8 is symmetric, with one scale for
+each layer, head and chorus slot, and takes about half the bytes of bfloat16.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ _HEAD = len(_MAGIC) + 4
 
 
 def encode_memory(memory: Memory, encoding: str, k: int | None = None) -> list[bytes]:
-    """One blob for each row.
+    """Serialises each row of a memory.
 
     Args:
-      memory: of the chorus alone (`Memory.chorus_only`), [L, B, G, K, H].
-      encoding: float32, bfloat16 or int8. k: keep the first k slots; None is all.
+      memory: a compressed memory (`Memory.chorus_only`), keys and values [L, B, G, K, H].
+      encoding: "float32", "bfloat16" or "int8". k: keep the first k slots; None is all.
+
+    Raises:
+      LibraryError: an unknown encoding.
     """
     memory = memory.chorus_only(k)
     next_position = np.asarray(memory.next_position, np.int32)
@@ -37,7 +40,7 @@ def encode_memory(memory: Memory, encoding: str, k: int | None = None) -> list[b
         encoded |= _to_stored(name, value, encoding)
     blobs = []
     for row in range(len(next_position)):
-        # Copies: safetensors writes the buffer that lies under a view.
+        # Copies: safetensors writes the whole buffer under a view.
         tensors = {name: np.ascontiguousarray(value[:, row]) for name, value in encoded.items()}
         body = save({**tensors, "next_position": next_position[row : row + 1]})
         blobs.append(_MAGIC + zlib.crc32(body).to_bytes(4, "little") + body)
@@ -45,13 +48,13 @@ def encode_memory(memory: Memory, encoding: str, k: int | None = None) -> list[b
 
 
 def decode_memory(blobs: Sequence[bytes], dtype: str = "float32", k: int | None = None) -> Memory:
-    """The rows as one Memory of numpy arrays, its `chorus` states without values ([B, K, 0]).
+    """Deserialises rows to one Memory of numpy arrays, without chorus states (`chorus` [B, K, 0]).
 
     Args:
-      dtype: of keys and values. k: the first k slots; None is all that are stored.
+      dtype: type of keys and values. k: the first k slots; None is all stored ones.
 
     Raises:
-      LibraryError: a blob is damaged, they differ in shape, or k is more than is stored.
+      LibraryError: a blob is damaged, shapes differ, or k exceeds the stored slots.
     """
     rows = [_tensors(blob) for blob in blobs]
     shapes = {row["keys"].shape for row in rows}
@@ -77,7 +80,7 @@ def decode_memory(blobs: Sequence[bytes], dtype: str = "float32", k: int | None 
 def _to_stored(name: str, value: np.ndarray, encoding: str) -> dict[str, np.ndarray]:
     if encoding == "float32":
         return {name: value.astype(np.float32)}
-    if encoding == "bfloat16":  # as the bits: not every safetensors knows ml_dtypes' type
+    if encoding == "bfloat16":  # as raw bits: not every safetensors version knows ml_dtypes' type
         return {name: value.astype(ml_dtypes.bfloat16).view(np.uint16)}
     if encoding != "int8":
         raise LibraryError(f"memories cannot be encoded as {encoding!r}")

@@ -78,7 +78,7 @@ def chart(scores: Sequence[Score], path: Path) -> None:
             axes.barh(own, values, color=colours[task], label=task)
     chances = [100 * one.chance for one in scores]
     axes.scatter(chances, list(places), marker="|", s=60, color=INK, label="chance", zorder=3)
-    labels = [f"{s.dataset.name}{'' if s.dataset.seen else ' (OOD)'}" for s in scores]
+    labels = [f"{s.dataset.name}{'' if s.dataset.in_distribution else ' (OOD)'}" for s in scores]
     axes.set_yticks(list(places), labels, fontsize=8)
     axes.set_ylim(len(scores) - 0.4, -0.6)
     axes.set_xlim(0, 100)
@@ -94,7 +94,7 @@ def _table(scores: Sequence[Score]) -> Table:
         (
             one.dataset.name,
             one.dataset.task,
-            "IND" if one.dataset.seen else "OOD",
+            "IND" if one.dataset.in_distribution else "OOD",
             *(_percent(one.measures[at]) for at in _AT),
             _percent(one.chance),
             str(one.ties),

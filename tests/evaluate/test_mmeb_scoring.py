@@ -153,7 +153,7 @@ def test_perfect_embeddings_score_one_and_means_are_over_data_sets(root):
         vectors = embedded(cases, Vectors(1))
         queries = np.stack([vectors[row[0]] for row in cases.candidates])
         number = np.arange(len(vectors), len(vectors) + len(queries))
-        good = dataset.seen
+        good = dataset.in_distribution
         got = rank(
             np.concatenate([vectors, queries if good else -queries]), number, cases.candidates
         )
@@ -170,7 +170,7 @@ def test_perfect_embeddings_score_one_and_means_are_over_data_sets(root):
 
 def test_the_registry_is_that_of_mmeb():
     assert len(DATASETS) == len({d.name for d in DATASETS}) == 36
-    assert sum(d.seen for d in DATASETS) == 20
+    assert sum(d.in_distribution for d in DATASETS) == 20
     assert [sum(d.task == task for d in DATASETS) for task in TASKS] == [10, 10, 12, 4]
     assert [d.name for d in chosen(["Grounding", "VOC2007"])][:2] == ["VOC2007", "MSCOCO"]
     with pytest.raises(ValueError, match="no data set 'VOC2008'; did you mean 'VOC2007'"):

@@ -1,1 +1,1 @@
-"""Comprehension benchmarks in VLMEvalKit's form: TSV files of questions about pictures."""
+"""Comprehension benchmarks in VLMEvalKit's format: TSV files of questions about pictures."""

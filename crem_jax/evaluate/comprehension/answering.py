@@ -1,4 +1,4 @@
-"""Asks a model all questions of a table, natively and from the chorus alone, each picture once."""
+"""Generates a model's native and compressed answers to a table, encoding each picture once."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _AT_ONCE = 32  # sets of pictures, and questions, whose whole memories are on th
 
 
 class Answers:
-    """Answers in a file of JSON lines, {"index", mode: answer, …}, safe as soon as they are added.
+    """Answers in a JSON-lines file, {"index", mode: answer, …}, which survive a killed run.
 
     Args:
-      path: read where it is there; a last line that a killed run has cut off is dropped.
-      conditions: of the run, kept beside the answers.
+      path: an existing file is read; an incomplete last line is dropped.
+      conditions: the run's conditions, stored with the answers.
 
     Raises:
-      CremError: the file holds answers of other conditions, or is damaged.
+      CremError: the file has answers of other conditions, or is damaged.
     """
 
     def __init__(self, path: Path, conditions: Mapping[str, Any]):
@@ -50,7 +50,7 @@ class Answers:
         return index in self.found
 
     def of(self, mode: str) -> dict[str, str]:
-        """Answers of one mode, by index."""
+        """Index of the question -> answer, for one mode."""
         return {index: line[mode] for index, line in self.found.items()}
 
     def add(self, lines: Sequence[dict[str, str]]) -> None:
@@ -73,16 +73,18 @@ def answer_all(
     workers: int = 2,
     progress: Callable[[int], None] = lambda count: None,
 ) -> int:
-    """Asks greedily what has no answer yet; returns how many questions that were.
+    """Answers, greedily, the questions that have no answer yet; returns their number.
 
     Args:
-      kind: of the benchmark. modes: among MODES. k: chorus tokens of compressed answers.
-      workers: threads that decode pictures.
-      progress: called with the number of newly answered questions.
+      kind: the benchmark's kind. modes: among MODES.
+      k: number of chorus tokens of compressed answers; None is all.
+      max_new_tokens: largest number of tokens of an answer.
+      workers: number of threads that decode pictures.
+      progress: called with the number of questions answered since the last call.
 
     Raises:
-      CremError: a picture or a question cannot be used, found before any is asked unless a file
-        is damaged inside; the message names its index.
+      CremError: a picture or a question cannot be used; all are checked before any is answered,
+        except for damage inside a picture file. The message names the index.
     """
     missing = [question for question in questions if question.index not in answers]
     groups: dict[tuple[str, ...], list[Question]] = {}
@@ -144,7 +146,7 @@ def _check(model: Model, work: LocatedItem, group: Sequence[Question], kind: str
 def _batches(
     pairs: Sequence[tuple[int, Question]], kind: str
 ) -> Iterator[list[tuple[int, Question]]]:
-    """Questions of like length together."""
+    """Yields batches of (row, question) with questions of similar length."""
     ordered = sorted(pairs, key=lambda pair: len(prompt(pair[1], kind)))
     for first in range(0, len(ordered), _AT_ONCE):
         yield ordered[first : first + _AT_ONCE]

@@ -1,4 +1,4 @@
-"""How each benchmark asks, and how its answers are scored."""
+"""The prompts and the scoring rules of each benchmark."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from crem_jax.evaluate.comprehension.tables import Question
 CHOICE, CIRCULAR, MMMU, YES_NO, JUDGED = KINDS = (
     *("choice", "circular", "mmmu", "yes_no", "judged"),
 )
-"""Options; options in every rotation; options or open; yes or no; free text for a judge model."""
+"""Multiple choice; the same in all rotations of the options; multiple choice or open; yes or no;
+free text for a judge model."""
 
 _NAMES = {"mmbench": CIRCULAR, "ccbench": CIRCULAR, "mmmu": MMMU, "hallusion": YES_NO}
-_ROTATION = 1_000_000  # an index modulo this is that of the unrotated row, without "g_index"
+_ROTATION = 1_000_000  # without "g_index", an index modulo this is the unrotated row's
 _OTHER = "Other Answers"
 _READING = {
     *("ocr", "text", "imagetext", "document", "documents", "chart", "charts"),
@@ -28,7 +29,7 @@ _READING = {
 
 
 def kind_of(name: str, questions: Sequence[Question]) -> str:
-    """One of KINDS, by the name of the file and whether it has options and answers."""
+    """A benchmark's kind, one of KINDS, from its name and whether it has options and answers."""
     known = next((kind for start, kind in _NAMES.items() if name.lower().startswith(start)), None)
     if not any(question.answer for question in questions):
         return JUDGED
@@ -38,7 +39,7 @@ def kind_of(name: str, questions: Sequence[Question]) -> str:
 
 
 def check(questions: Sequence[Question], kind: str) -> None:
-    """Raises RecordError, which names the index, for a row that cannot be scored."""
+    """Raises RecordError, which names the index, if a row cannot be scored."""
     if kind == JUDGED:
         return
     for question in questions:
@@ -57,9 +58,9 @@ def check(questions: Sequence[Question], kind: str) -> None:
 
 
 def first(questions: Sequence[Question], kind: str, limit: int | None) -> list[Question]:
-    """The first `limit` questions that are scored, or all of the table.
+    """The first `limit` questions that are scored; None is the whole table.
 
-    One that is asked in rotations counts once, with all of them.
+    A question with several rotations counts once, with all of them.
     """
     if kind == MMMU and limit:
         questions = _validation(questions)
@@ -70,7 +71,7 @@ def first(questions: Sequence[Question], kind: str, limit: int | None) -> list[Q
 
 
 def prompt(question: Question, kind: str) -> str:
-    """What is asked after the pictures, as VLMEvalKit asks it."""
+    """The text prompt after the pictures, as in VLMEvalKit."""
     text = question.columns["question"]
     if kind in (YES_NO, JUDGED) and not question.options:
         return text
@@ -84,8 +85,8 @@ def prompt(question: Question, kind: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def understood(question: Question, kind: str, answer: str) -> str | None:
-    """What an answer says: a letter, Yes or No, or None if it is not clear."""
+def parsed(question: Question, kind: str, answer: str) -> str | None:
+    """The parsed answer: an option's letter, Yes or No, or None if it is unclear."""
     if kind == YES_NO:
         verdict = yes_or_no(answer)
         return verdict if verdict in ("Yes", "No") else None
@@ -95,15 +96,15 @@ def understood(question: Question, kind: str, answer: str) -> str | None:
 def score(
     name: str, questions: Sequence[Question], kind: str, answers: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Scores as shares: "overall", what it is made of, categories, and what has to be read.
+    """Scores from 0 to 1: "overall", its parts, by category, and of questions about text.
 
     Args:
-      name: of the benchmark. questions: that `check` accepts.
-      answers: by index, one for each question.
+      name: the benchmark's. questions: questions that `check` accepts.
+      answers: index -> answer, one for each question.
     """
     if kind == MMMU:
         questions = _validation(questions)
-    hits = {q.index: understood(q, kind, answers[q.index]) == _truth(q, kind) for q in questions}
+    hits = {q.index: parsed(q, kind, answers[q.index]) == _truth(q, kind) for q in questions}
     units = (
         _rotated(questions, hits) if kind == CIRCULAR else [(q, hits[q.index]) for q in questions]
     )
@@ -113,9 +114,9 @@ def score(
     if kind == MMMU:
         out["with options"] = _mean(hit for q, hit in units if q.options)
     out["questions"] = len(units)
-    out["unclear answers"] = sum(understood(q, kind, answers[q.index]) is None for q in questions)
-    out["reading"] = _mean(hit for q, hit in units if reads(name, q))
-    out["not reading"] = _mean(hit for q, hit in units if not reads(name, q))
+    out["unclear answers"] = sum(parsed(q, kind, answers[q.index]) is None for q in questions)
+    out["reading"] = _mean(hit for q, hit in units if is_about_text(name, q))
+    out["not reading"] = _mean(hit for q, hit in units if not is_about_text(name, q))
     for column in ("l2-category", "category"):
         groups: dict[str, list[bool]] = defaultdict(list)
         for question, hit in units:
@@ -125,15 +126,15 @@ def score(
     return out
 
 
-def reads(name: str, question: Question) -> bool:
-    """Whether a question is about written or drawn signs, by its categories; all of AI2D's are."""
+def is_about_text(name: str, question: Question) -> bool:
+    """Whether a question is about text or diagrams, by its categories; all of AI2D's are."""
     categories = f"{question.columns.get('category', '')} {question.columns.get('l2-category', '')}"
     words = set(re.findall(r"[a-z]+", categories.lower()))
     return name.lower().startswith("ai2d") or bool(words & _READING)
 
 
 def _validation(questions: Sequence[Question]) -> Sequence[Question]:
-    """MMMU's rows of the split validation, which are those that count, if there are any."""
+    """MMMU's rows of the validation split, if there are any, else all rows."""
     return [q for q in questions if q.columns.get("split") == "validation"] or questions
 
 
@@ -150,7 +151,7 @@ def _truth(question: Question, kind: str) -> str:
 def _rotated(
     questions: Sequence[Question], hits: Mapping[str, bool]
 ) -> list[tuple[Question, bool]]:
-    """A hit is a question that is right in every rotation."""
+    """(first row, whether the answer is right in every rotation) of each question."""
     groups: dict[int, list[bool]] = defaultdict(list)
     for question in questions:
         groups[_group(question)].append(hits[question.index])
@@ -170,7 +171,7 @@ def _number(index: str) -> int:
 
 
 def _figures_and_questions(units: Sequence[tuple[Question, bool]]) -> dict[str, float]:
-    """HallusionBench: by answer, by figure and by question, and the mean of the three."""
+    """HallusionBench's accuracies by answer, by figure and by question, and their mean."""
     figures: dict[tuple, list[bool]] = defaultdict(list)
     asked: dict[tuple, list[bool]] = defaultdict(list)
     for question, hit in units:
@@ -187,8 +188,9 @@ def _figures_and_questions(units: Sequence[tuple[Question, bool]]) -> dict[str, 
 
 
 def _parts(question: Question) -> list[str]:
-    """Of a HallusionBench index: category, subcategory, whether there is a picture, set, figure,
-    question."""
+    """The parts of a HallusionBench index: category, subcategory, whether there is a picture, set,
+    figure, question.
+    """
     parts = question.index.split("_")
     if len(parts) < 6:
         raise RecordError(

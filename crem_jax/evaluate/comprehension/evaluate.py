@@ -1,4 +1,4 @@
-"""Comprehension from tables to scores and predictions."""
+"""Evaluates comprehension: from benchmark tables to scores and predictions."""
 
 from __future__ import annotations
 
@@ -35,20 +35,22 @@ def evaluate(
     workers: int = 2,
     counting: Counting = quiet,
 ) -> dict[str, Any]:
-    """Asks and scores; everything is written below `out`, and interrupted runs go on there.
+    """Answers and scores benchmarks; results go to `out`, where interrupted runs resume.
 
     Args:
-      name: of the model, in file names. tables: TSV files named after their benchmarks.
-      modes: among "native" and "compressed". k: chorus tokens of compressed answers.
-      limit: questions of a table, the first ones (`benchmarks.first`).
-      excel: write predictions as xlsx too. workers: threads that decode pictures.
+      name: the model's name in file names. tables: TSV files named after their benchmarks.
+      modes: among "native" and "compressed".
+      k: number of chorus tokens of compressed answers; None is all.
+      max_new_tokens: largest number of tokens of an answer.
+      limit: number of questions per table (`benchmarks.first`); None is all.
+      excel: also write predictions as xlsx. workers: number of threads that decode pictures.
 
     Returns:
-      What is written to scores.json: conditions, and by benchmark its kind, its number of questions
-      and its scores by mode, None where only a judge model could score.
+      The contents of scores.json: the conditions, and for each benchmark its kind, its number of
+      questions and its scores by mode (None if only a judge model can score it).
 
     Raises:
-      CremError, OSError: a table cannot be used, or the model cannot answer so.
+      CremError, OSError: a table cannot be used, or the model does not support a mode or k.
     """
     out = Path(out)
     if k is not None and COMPRESSED not in modes:

@@ -1,4 +1,4 @@
-"""Answers in the files that VLMEvalKit scores: its table without pictures, with a prediction."""
+"""Writes predictions in the format that VLMEvalKit scores: its table, without the pictures."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def write_predictions(
     """Writes STEM.tsv and STEM.jsonl, with `excel` STEM.xlsx too, and returns their paths.
 
     Args:
-      answers: by index. excel: see `check_excel`.
+      answers: index of the question -> answer. excel: needs openpyxl, see `check_excel`.
     """
     columns = list(questions[0].columns)
     rows = [{**q.columns, "prediction": answers[q.index]} for q in questions]
     names = [*columns, "prediction"]
     files = [stem.with_name(f"{stem.name}{suffix}") for suffix in (".tsv", ".jsonl", ".xlsx")]
     table = io.StringIO(newline="")
-    # All in quotes, as VLMEvalKit writes: a lone \r would end a row.
+    # Everything is quoted, as in VLMEvalKit: a lone \r would end a row.
     writer = csv.DictWriter(
         table, names, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_ALL
     )

@@ -1,7 +1,7 @@
-"""What an answer says, by the rules of VLMEvalKit's exact matching: no judge model is asked.
+"""Parses answers by the rules of VLMEvalKit's exact matching, without a judge model.
 
-The rules are kept as published, so that scores can be compared, also where one would write them
-otherwise: full-width punctuation is not taken off a letter, and "answer is cat" names option C.
+The rules are kept as published, so that scores are comparable, even where they are odd: full-width
+punctuation is not stripped from a letter, and "answer is cat" names option C.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 NONE = "Z"
-"""A refusal: no option is meant."""
+"""The result for a refusal, which means no option."""
 
 YES, NO, UNKNOWN = "Yes", "No", "Unknown"
 
@@ -23,7 +23,7 @@ _REFUSALS = (
     "I'm sorry, but without the image provided",
     "Cannot determine the answer",
 )
-_LAST = 4  # tokens among which the letter stands
+_LAST = 4  # trailing tokens among which the letter is looked for
 _YES_NO_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 
 
@@ -37,7 +37,7 @@ def option_of(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def yes_or_no(answer: str) -> str:
-    """YES or NO if one of these words is in the answer and the other is not, else UNKNOWN."""
+    """YES or NO if the answer has exactly one of these words, else UNKNOWN."""
     words = _without_punctuation(answer.lower()).split()
     found = ("yes" in words, "no" in words)
     return {(True, False): YES, (False, True): NO}.get(found, UNKNOWN)
@@ -66,7 +66,7 @@ def _by_text(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def _without_punctuation(text: str) -> str:
-    """A mark beside a space goes; any other becomes a space. Between digits, commas make all go."""
+    """Removes marks next to a space, or all if a comma is between digits; others become spaces."""
     digits = re.search(r"\d,\d", text) is not None
     out = text
     for mark in _YES_NO_MARKS:

@@ -1,4 +1,4 @@
-"""VLMEvalKit's TSV files: questions, options, answers, and pictures in base64."""
+"""Reads VLMEvalKit's TSV files: questions, options, answers, and pictures in base64."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pathlib import Path
 from crem_jax.data.records import RecordError
 
 _REFERENCE = 64  # characters; a shorter picture is another row's index
-_MISSING = {"nan", "NaN"}  # a hint or an option that is one is none, as pandas reads it
+_MISSING = {"nan", "NaN"}  # hints and options with these values count as absent, as in pandas
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-    """A row.
+    """A row of a table.
 
     Attributes:
-      index: as the file has it. columns: all of them but the picture, "" where absent.
-      pictures: in base64; rows of the same pictures share one tuple.
+      index: the file's own index. columns: all columns but the picture, "" where absent.
+      pictures: in base64; rows with the same pictures share one tuple.
       options: letter -> text.
     """
 
@@ -38,7 +38,7 @@ class Question:
         return self.columns.get("answer", "")
 
     def images(self) -> tuple[bytes, ...]:
-        """The pictures as files."""
+        """The pictures as encoded files."""
         return tuple(base64.b64decode(picture) for picture in self.pictures)
 
 
@@ -46,7 +46,7 @@ def read_table(path: str | os.PathLike) -> list[Question]:
     """The questions of a file.
 
     Raises:
-      RecordError: a row is not as VLMEvalKit's are. FileNotFoundError: there is no such file.
+      RecordError: a row is not in VLMEvalKit's format. FileNotFoundError: no such file.
     """
     path = Path(path)
     try:
@@ -72,7 +72,7 @@ def read_table(path: str | os.PathLike) -> list[Question]:
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Rows by column, each with the number of its last line."""
+    """(number of its last line, column -> value) of each row."""
     try:
         return _parsed(path)
     except (csv.Error, UnicodeDecodeError) as error:
@@ -106,7 +106,7 @@ def _lower(name: str) -> str:
 
 
 def _pictures(values: Mapping[str, tuple[int, str]], path: Path) -> dict[str, tuple[str, ...]]:
-    """The pictures of each row, by its index."""
+    """Index -> pictures of each row, with references to other rows resolved."""
     known: dict[str, tuple[str, ...]] = {}
     out = {}
     for index, (line, value) in values.items():

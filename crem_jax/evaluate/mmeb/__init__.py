@@ -1,1 +1,1 @@
-"""MMEB: 36 data sets in which a query must find its target among given candidates."""
+"""MMEB: 36 data sets in which a query has to retrieve its target among given candidates."""

@@ -1,8 +1,8 @@
-"""MMEB-eval's rows (hub: `TIGER-Lab/MMEB-eval`, `ziyjiang/MMEB_Test_Instruct`) from local files.
+"""Reads MMEB-eval (hub: `TIGER-Lab/MMEB-eval`, `ziyjiang/MMEB_Test_Instruct`) from local files.
 
 A row has a query, `qry_text` and `qry_img_path`, and lists of candidates, `tgt_text` and
-`tgt_img_path`, the first of which is the target. Instructions are part of the texts, or stand
-beside them, in `qry_inst` and `tgt_inst`; both layouts give the same items.
+`tgt_img_path`, the first of which is the target. Instructions are part of the texts or have
+their own columns, `qry_inst` and `tgt_inst`; both layouts give the same items.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class Cases:
     """The queries of a data set, each with its own candidates.
 
     Attributes:
-      items: distinct (text, picture) pairs. names: what each is called in predictions.
-      places: the first row that has each, for errors.
-      queries: int32 [N], numbers of items.
-      candidates: N arrays of numbers of items, the target first; some may repeat.
-      rows: how many rows the file has. left_out: reason -> rows or candidates that cannot be used.
+      items: distinct (text, picture) pairs. names: their names in predictions.
+      places: location of the first row with each item, for errors.
+      queries: int32 [N], item indices.
+      candidates: N arrays of item indices, the target first; indices may repeat.
+      rows: number of rows in the file.
+      left_out: reason -> number of rows or candidates that cannot be used.
     """
 
     dataset: Dataset
@@ -63,11 +64,11 @@ def read_cases(
     """Reads a data set from `ROOT/NAME/test*.parquet` or `ROOT/NAME.parquet` (or .jsonl).
 
     Args:
-      image_root: folder that picture paths are relative to; default: ROOT or ROOT/images.
-      limit: only the first so many rows.
+      image_root: folder that picture paths are relative to; None is ROOT or ROOT/images.
+      limit: read only the first `limit` rows.
 
     Raises:
-      RecordError: a row is not as MMEB's are. FileNotFoundError: the data set is not there.
+      RecordError: a row is not in MMEB's format. FileNotFoundError: the data set does not exist.
     """
     root = Path(root)
     files = subset_files(root, dataset.name, SPLIT)
@@ -93,7 +94,7 @@ def read_cases(
 
 
 class _Reader:
-    """Turns rows into numbers of distinct items."""
+    """Turns rows into indices of distinct items."""
 
     def __init__(self, rows: Rows, base: str, strip: str):
         self._rows, self._base, self._strip = rows, base, strip
@@ -125,7 +126,7 @@ class _Reader:
         self.candidates.append(found)
 
     def _candidates(self, row: Mapping[str, Any], where: str) -> np.ndarray:
-        """Numbers of items, -1 for empty ones. Rows of equal lists share one array."""
+        """Item indices, -1 for empty ones. Rows with equal lists share one array."""
         texts, images = (row.get(column) or None for column in COLUMNS[2:4])
         lists = [x for x in (texts, images) if isinstance(x, list | tuple)]
         if not lists:
@@ -150,7 +151,7 @@ class _Reader:
         return self._lists[key]
 
     def _item(self, instruction: Any, text: Any, image: Any, where: str) -> int:
-        """The number of an item, -1 if it has neither text nor picture."""
+        """The index of an item, -1 if it has neither text nor picture."""
         key = (instruction, text, image)
         if _hashable(key) and key in self._known:
             return self._known[key]

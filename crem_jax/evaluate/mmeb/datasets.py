@@ -16,16 +16,20 @@ CLASSIFICATION, VQA, RETRIEVAL, GROUNDING = TASKS = (
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """task: one of TASKS. seen: in distribution, as MMEB-train has a part of it."""
+    """One of MMEB's data sets.
+
+    Attributes:
+      task: one of TASKS. in_distribution: whether MMEB-train has a part of it.
+    """
 
     name: str
     task: str
-    seen: bool
+    in_distribution: bool
 
 
-def _declare(task: str, seen: str, unseen: str) -> tuple[Dataset, ...]:
-    known = [Dataset(name, task, True) for name in seen.split()]
-    return (*known, *(Dataset(name, task, False) for name in unseen.split()))
+def _declare(task: str, in_distribution: str, others: str) -> tuple[Dataset, ...]:
+    trained = [Dataset(name, task, True) for name in in_distribution.split()]
+    return (*trained, *(Dataset(name, task, False) for name in others.split()))
 
 
 DATASETS: tuple[Dataset, ...] = (
@@ -46,14 +50,14 @@ DATASETS: tuple[Dataset, ...] = (
     ),
     *_declare(GROUNDING, "MSCOCO", "RefCOCO RefCOCO-Matching Visual7W-Pointing"),
 )
-"""In the order of the paper's tables."""
+"""All data sets, in the order of the paper's tables."""
 
 
 def chosen(names: Sequence[str] | None) -> tuple[Dataset, ...]:
-    """Data sets by name or meta-task, each once, in the order of DATASETS; None is all.
+    """The data sets with these names or of these meta-tasks, in the order of DATASETS; None is all.
 
     Raises:
-      CremError: there is none of that name, or no name.
+      CremError: a name is unknown, or no name is given.
     """
     if names is None:
         return DATASETS

@@ -3,9 +3,9 @@
     python -m crem_jax.evaluate.mmeb.emoji_data OUT
     crem eval mmeb MODEL --data OUT
 
-writes all 36 data sets, in turn in one of the two layouts (instructions in the texts, or beside
-them) and as parquet or JSONL. Only names, meta-tasks and formats are MMEB's: the scores say nothing
-about it.
+writes all 36 data sets, alternating between the two layouts (instructions in the texts or in their
+own columns) and between parquet and JSONL. Only names, meta-tasks and formats are MMEB's: scores
+are not comparable.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ def write(
     candidates: int = 20,
     sizes: Sequence[tuple[int, int]] = ((48, 48), (72, 72), (96, 96)),
 ) -> Path:
-    """Writes data sets of so many queries with so many candidates each, and returns the folder.
+    """Writes small data sets in MMEB-eval's format, and returns their folder.
 
-    Data sets of one family (ImageNet-1K, ImageNet-A) choose from the same pictures, as MMEB's do.
+    Data sets of one family (ImageNet-1K, ImageNet-A) use the same pictures, as MMEB's do.
 
     Args:
-      sizes: (width, height) that the pictures have in turn.
+      queries: number of queries per data set. candidates: number of candidates per query.
+      sizes: (width, height) of the pictures in pixels, in turn.
     """
     out, pictures = Path(out), EmojiPictures("train", 96)
     files = _Pictures(out, pictures, sizes)
@@ -66,13 +67,13 @@ def write(
 
 
 class _Pictures:
-    """Emoji, written as files when they are first asked for."""
+    """Emoji pictures, written to files on first use."""
 
     def __init__(self, out: Path, emoji: EmojiPictures, sizes: Sequence[tuple[int, int]]):
         self._out, self.emoji, self._sizes = out / "images", emoji, sizes
 
     def file(self, index: int) -> str:
-        """The picture's path in a row."""
+        """The path of emoji number `index`, as rows refer to it."""
         name = f"emoji/{self.emoji[index].codepoints}.png"
         path = self._out / name
         if not path.exists():
@@ -83,7 +84,7 @@ class _Pictures:
 
 
 def _row(files: _Pictures, dataset: Dataset, chosen: list[int], beside: bool) -> dict[str, Any]:
-    """A row whose target is chosen first. beside: instructions in columns of their own."""
+    """A row whose target is `chosen[0]`. beside: instructions have their own columns."""
     name, pictures = dataset.name, files.emoji
     target = pictures[chosen[0]]
     finds_text = dataset.task in (CLASSIFICATION, VQA) or name.endswith("_i2t")

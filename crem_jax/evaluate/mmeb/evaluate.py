@@ -1,4 +1,4 @@
-"""MMEB from files to files: read, encode what is new, rank, write."""
+"""Evaluates a model on MMEB: reads data sets, encodes, ranks, and writes the results."""
 
 from __future__ import annotations
 
@@ -46,23 +46,25 @@ def evaluate(
     workers: int = 2,
     counting: Counting = quiet,
 ) -> tuple[list[Score], dict[str, Any]]:
-    """Measures a model, and writes scores.json, leaderboard.json and the files of both layouts.
+    """Evaluates a model and writes scores.json, leaderboard.json and the files of both layouts.
 
-    Several processes (`distributed.start`) share the encoding; `cache` must be a folder of all.
-    Scores of other data sets that are in `out` already, measured in the same way, stay.
+    Several processes (`distributed.start`) share the encoding; they need a common `cache`. Scores
+    of other data sets that are already in `out`, measured under the same conditions, stay.
 
     Args:
-      name: of the model. root: the folder of the data sets (`cases.read_cases`).
-      cache: folder of the embeddings, by model.
-      k: read only the first k chorus tokens. dim: compare only the first numbers of embeddings.
-      limit: rows of a data set, the first ones. workers: threads that decode pictures.
+      name: the model's name. root: the folder of the data sets (`cases.read_cases`).
+      cache: folder of the embeddings, by model. image_root: see `cases.read_cases`.
+      k: use only the first k chorus tokens; None is all.
+      dim: use only the first `dim` components of the embeddings; None is all.
+      limit: use only the first `limit` rows of each data set.
+      workers: number of threads that decode pictures.
 
     Returns:
-      The scores, of process 0, and the conditions by name.
+      The scores (on process 0), and the conditions of the evaluation by name.
 
     Raises:
       CremError, OSError: the data or the model cannot be used, or `out` has scores that were
-        measured in another way.
+        measured under other conditions.
     """
     out = Path(out)
     model.validate_encode(k, dim)
@@ -108,7 +110,7 @@ def evaluate(
 
 
 def _earlier(path: Path, conditions: Mapping[str, Any], datasets: Sequence[Dataset]) -> list[Score]:
-    """The scores of other data sets in a file."""
+    """The scores of other data sets in a file of scores."""
     if not path.exists():
         return []
     found = read_json(path)
@@ -149,14 +151,14 @@ def _scored(
 
 
 def _shortened(vectors: np.ndarray, dim: int | None) -> np.ndarray:
-    """The first `dim` numbers, normalised anew."""
+    """The first `dim` components, renormalised."""
     if dim is None:
         return vectors
     return normalise(vectors[:, :dim])
 
 
 def _metadata(model: Model, name: str, dim: int) -> dict[str, Any]:
-    """What the leaderboard wants to know of a model."""
+    """The leaderboard's metadata of a model."""
     return {
         "model_name": name,
         "model_backbone": model.config.vision.style,

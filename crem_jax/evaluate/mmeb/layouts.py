@@ -1,8 +1,8 @@
-"""Results in the layouts of VLM2Vec's evaluation, which the leaderboard and other tools read.
+"""Writes results in the layouts of VLM2Vec's evaluation, for the leaderboard and other tools.
 
 OUT/v1/NAME_score.json                 {"acc", "num_correct", "num_pred"}
 OUT/v2/image/NAME_score.json           all measures at 1, 5 and 10
-OUT/v2/image/NAME_pred.jsonl           the ten best of each query, and its target
+OUT/v2/image/NAME_pred.jsonl           the ten best candidates and the target of each query
 OUT/leaderboard.json                   {"metadata": …, "metrics": {"image": {NAME: measures}}}
 """
 

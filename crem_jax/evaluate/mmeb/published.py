@@ -1,4 +1,4 @@
-"""Published means on MMEB, to stand beside ours: CREM (arXiv 2602.19091), Table 1. In percent."""
+"""Published means on MMEB, for comparison: CREM (arXiv 2602.19091), Table 1. In percent."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ _FIGURES = {
 PUBLISHED: Mapping[str, Mapping[str, float]] = {
     name: dict(zip(MEANS, figures, strict=False)) for name, figures in _FIGURES.items()
 }
-"""Model -> its means by name (`summary.MEANS`); those not at hand are absent."""
+"""Model -> its means by name (`summary.MEANS`); unpublished ones are absent."""

@@ -1,4 +1,4 @@
-"""Ranks of the targets among their rows' own candidates, and the measures that follow from them."""
+"""Ranks each row's target among the row's candidates, and computes measures from the ranks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _CANDIDATES = 1 << 14  # that are held in float64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranked:
-    """The queries of a data set, ranked.
+    """The ranking of each of a data set's N queries.
 
     Attributes:
-      rank: int [N], how many candidates score at least as high as the target; 0 is found.
-      ties: int [N], how many of those score exactly as high.
-      distinct: int [N], how many different candidates there are, the target among them.
-      best: N arrays of numbers of items, best first, a target behind what ties with it.
+      rank: int [N], number of other candidates that score at least as high as the target.
+      ties: int [N], number of those that score exactly as high.
+      distinct: int [N], number of distinct candidates, the target included.
+      best: N arrays of item indices, best first, a target after those that tie with it.
     """
 
     rank: np.ndarray
@@ -38,14 +38,14 @@ def rank(
     candidates: Sequence[np.ndarray],
     places: Sequence[str] = (),
 ) -> Ranked:
-    """Ranks every row's target, its first candidate, by cosine similarity in float64.
+    """Ranks each row's target, its first candidate, by cosine similarity in float64.
 
-    A candidate listed again counts again, but a repeated target is no rival of itself. Different
-    items of equal embeddings tie, and a tie is a miss: constant embeddings score 0.
+    A repeated candidate counts repeatedly, except for the target. Different items with equal
+    embeddings tie, and a tie is a miss: constant embeddings score 0.
 
     Args:
-      vectors: float32 [M, D], normalised, by number of item. queries: int [N].
-      candidates: N arrays of numbers. places: what to call the items in errors.
+      vectors: float32 [M, D], L2-normalised embeddings of the items. queries: int [N], indices.
+      candidates: N arrays of item indices. places: locations of the items, for errors.
 
     Raises:
       CremError: an embedding is not finite.
@@ -72,7 +72,7 @@ def rank(
 
 
 def measures(rank: np.ndarray) -> dict[str, float]:
-    """hit, ndcg, precision, recall, f1, map and mrr at 1, 5 and 10, for one target a query.
+    """hit, ndcg, precision, recall, f1, map and mrr at 1, 5 and 10, with one target per query.
 
     Args:
       rank: int [N], 0 is first.

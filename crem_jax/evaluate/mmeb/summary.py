@@ -1,4 +1,4 @@
-"""What MMEB says of a model: a score for each data set, their means, and what to doubt."""
+"""Summarises MMEB results: a score for each data set, their means, and warnings."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class Score:
     """A data set's result.
 
     Attributes:
-      measures: as `scoring.measures`. queries: ranked. rows: in the file. ties: queries whose
-        target ties with another candidate; each is a miss at that place.
-      chance: Precision@1 of random embeddings. left_out: reason -> what could not be used.
+      measures: see `scoring.measures`. queries: number of ranked queries.
+      rows: number of rows in the file.
+      ties: number of queries whose target ties with another candidate, which counts as a miss.
+      chance: Precision@1 of random embeddings. left_out: reason -> number of unusable rows.
     """
 
     dataset: Dataset
@@ -42,7 +43,7 @@ class Score:
 
     @property
     def near_chance(self) -> bool:
-        """Within three standard errors of chance, or below."""
+        """Whether Precision@1 is within three standard errors of chance, or below."""
         spread = math.sqrt(self.chance * (1 - self.chance) / self.queries)
         return self.precision <= self.chance + _DOUBT * spread
 
@@ -60,9 +61,9 @@ def score(cases: Cases, ranked: Ranked) -> Score:
 
 
 def means(scores: Sequence[Score]) -> dict[str, float | None]:
-    """Mean Precision@1 over data sets: of all, by meta-task, in and out of distribution.
+    """Mean Precision@1: over all data sets, by meta-task, and in and out of distribution.
 
-    None where no data set of a kind is there.
+    A mean over no data set is None.
     """
 
     def mean(wanted: Callable[[Dataset], bool]) -> float | None:
@@ -72,13 +73,17 @@ def means(scores: Sequence[Score]) -> dict[str, float | None]:
     return {
         "overall": mean(lambda d: True),
         **{task: mean(lambda d, task=task: d.task == task) for task in TASKS},
-        "IND": mean(lambda d: d.seen),
-        "OOD": mean(lambda d: not d.seen),
+        "IND": mean(lambda d: d.in_distribution),
+        "OOD": mean(lambda d: not d.in_distribution),
     }
 
 
 def warnings(scores: Sequence[Score], limit: int | None = None) -> list[str]:
-    """What a reader of the scores has to know. limit: rows that were read of each data set."""
+    """Caveats for readers of the scores.
+
+    Args:
+      limit: number of rows that were read of each data set; None is all.
+    """
     out = []
     if limit:
         out.append(
@@ -103,7 +108,7 @@ def warnings(scores: Sequence[Score], limit: int | None = None) -> list[str]:
 
 
 def from_json(found: Mapping[str, Any]) -> list[Score]:
-    """The scores of what `to_json` gave."""
+    """Inverse of `to_json`: the scores."""
     known = {dataset.name: dataset for dataset in DATASETS}
     scores = []
     for name, one in found["datasets"].items():
@@ -122,7 +127,7 @@ def from_json(found: Mapping[str, Any]) -> list[Score]:
 
 
 def to_json(scores: Sequence[Score], about: Mapping[str, Any]) -> dict[str, Any]:
-    """One JSON object of everything."""
+    """The scores, their means and warnings, and the conditions, as one JSON object."""
     return {
         **about,
         "datasets_evaluated": len(scores),
@@ -130,7 +135,7 @@ def to_json(scores: Sequence[Score], about: Mapping[str, Any]) -> dict[str, Any]
         "datasets": {
             one.dataset.name: {
                 "task": one.dataset.task,
-                "distribution": "IND" if one.dataset.seen else "OOD",
+                "distribution": "IND" if one.dataset.in_distribution else "OOD",
                 **one.measures,
                 "num_pred": one.queries,
                 "num_data": one.rows,

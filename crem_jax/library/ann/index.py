@@ -1,17 +1,18 @@
-"""Nearest neighbours among many vectors: one bit a dimension first, then exactly.
+"""Approximate nearest-neighbour search: binary codes of one bit per dimension, then re-ranking.
 
-The index is derived from the library and can be thrown away. Vectors, less their mean and randomly
-rotated, are kept as signs; the Hamming distance of a query's signs, computed for all rows, chooses
-candidates, and those are compared exactly by the vectors themselves, kept beside in float16:
+The index is derived from the library and can be deleted. Vectors are centred, randomly rotated and
+stored as sign bits; the Hamming distances of a query's code to all rows select candidates, which
+are re-ranked by exact cosine with the vectors, stored in float16:
 
-    DIRECTORY/stamp.json   version of the table it mirrors, rows, candidates, recall measured
+    DIRECTORY/stamp.json   table version that it mirrors, rows, candidates, measured recall
               mean.npy  keys.i64  signs.u8  vectors.f16
 
-Rows are known by `Entry.key`, which changes with the vector. A table of another version is compared
-key by key: new ones are appended, gone ones are skipped, and if much has changed all is built anew.
+Rows are identified by `Entry.key`, which changes with the vector. For a new version of the table,
+keys are compared: new rows are appended, removed ones are skipped, and if much has changed the
+index is rebuilt.
 
-Searches go on in maps of the files meanwhile, in other threads and processes. So a row that a state
-has counted is never overwritten or cut off: building makes new files, appending adds rows behind.
+Other threads and processes search memory maps of the files meanwhile, so a row that a state counts
+is never overwritten or truncated: building makes new files, appending adds rows at the end.
 """
 
 from __future__ import annotations
@@ -31,24 +32,24 @@ from crem_jax.files import write_json
 from crem_jax.library.ann.snapshot import ROWS, IndexState, Sample, Scanners, Snapshot
 
 CANDIDATES = (500, 700, 1000, 1400, 2000, 2800, 4000, 5600, 8000)
-"""Numbers of candidates to try, until enough of the true neighbours are among them."""
+"""Numbers of candidates to try, in order, until recall is high enough."""
 
 WANTED_RECALL = 0.985
 _TUNING = 64  # queries
 _STATE = "stamp.json"
 
 Vectors = Callable[[np.ndarray | None], Iterator[tuple[np.ndarray, np.ndarray]]]
-"""Batches of (keys, float16 vectors [n, D]) of the given keys, or of all."""
+"""Gives batches of (keys int64 [n], vectors float16 [n, D]) of the given keys, or of all (None)."""
 
 
 class Neighbours:
-    """The index in a directory. One thread at a time may update it; any may search `current`.
+    """The index in a directory. One thread at a time may update it; all may search `current`.
 
     Args:
-      dim: D. threads: that scan signs and rank.
+      dim: D. threads: number of threads for scanning and re-ranking; None is chosen here.
 
     Attributes:
-      current: what the last `update` has left, or what was there before the first.
+      current: the snapshot after the last `update`, or the one found in the directory.
     """
 
     current: Snapshot
@@ -60,7 +61,7 @@ class Neighbours:
         self.current = self._read()
 
     def update(self, version: int, keys: np.ndarray, vectors: Vectors) -> Snapshot:
-        """Mirrors version `version` of a table that holds `keys`; returns `current`."""
+        """Brings the index to a version of a table whose rows are `keys`; returns `current`."""
         if self.current.version == version:  # the directory may be read-only then
             return self.current
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,7 @@ class Neighbours:
         )
 
     def _build(self, version: int, vectors: Vectors) -> Snapshot:
-        self._file(_STATE).unlink(missing_ok=True)  # first: the others are nothing without it
+        self._file(_STATE).unlink(missing_ok=True)  # first: the other files are invalid without it
         for file in self._directory.iterdir():
             if file.name != "lock":
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -115,7 +116,7 @@ class Neighbours:
         widths = {"keys.i64": 8, "vectors.f16": 2 * self._dim, "signs.u8": self._bytes}
         with contextlib.ExitStack() as stack:
             files = {n: stack.enter_context(open(self._file(n), "r+b")) for n in widths}
-            for name, file in files.items():  # what an interrupted append left behind is cut off
+            for name, file in files.items():  # truncate what an interrupted append left behind
                 file.truncate(rows * widths[name])
                 file.seek(0, os.SEEK_END)
             for key, batch in batches:
@@ -128,7 +129,7 @@ class Neighbours:
         return self._mapped(state, old.mean)
 
     def _tuned(self, built: Snapshot) -> Snapshot:
-        """With the number of candidates that recall on the library's own vectors asks for."""
+        """Chooses the number of candidates by recall, measured with stored vectors as queries."""
         top = min(10, built.state.rows - 1)
         if top < 1:
             return built
@@ -142,7 +143,7 @@ class Neighbours:
         return dataclasses.replace(built, state=dataclasses.replace(state, recall=recall))
 
     def _read(self) -> Snapshot:
-        """What the files hold; anything odd means nothing."""
+        """The snapshot stored in the files; an empty one if they are missing or inconsistent."""
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             text = self._file(_STATE).read_text(encoding="utf-8")
             values = json.loads(text)
@@ -175,7 +176,7 @@ class Neighbours:
         )
 
     def _map(self, name: str, dtype: type, *shape: int) -> np.ndarray:
-        if not shape[0]:  # no file of nothing can be mapped
+        if not shape[0]:  # an empty file cannot be mapped
             return np.zeros(shape, dtype)
         return np.memmap(self._file(name), dtype, "r", shape=shape)
 
@@ -192,7 +193,7 @@ class Neighbours:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time."""
+    """Locks a directory against other processes."""
     with open(directory / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

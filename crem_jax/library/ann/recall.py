@@ -1,4 +1,4 @@
-"""How many of the true nearest neighbours a search finds."""
+"""Recall of a search against the true nearest neighbours."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ def true_neighbours(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     top: int,
 ) -> list[np.ndarray]:
-    """Keys [≤ top] of the rows of greatest inner product with each query, itself left out.
+    """The true nearest neighbours of some rows by inner product, the rows themselves left out.
 
     Args:
-      queries: float32 [q, D], rows that are asked for others. own: their keys [q].
-      batches: of (keys [n], vectors [n, D]): all rows, one batch in memory at a time.
+      queries: float32 [q, D], vectors of rows. own: int64 [q], their keys.
+      batches: (keys [n], vectors [n, D]) of all rows, one batch in memory at a time.
+      top: neighbours of each query.
+
+    Returns:
+      q arrays of at most `top` keys, best first.
     """
     scores, keys = np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), own.dtype)
     for some, vectors in batches:
@@ -31,7 +35,7 @@ def true_neighbours(
 
 
 def share_found(found: Sequence[Iterable], true: Sequence[np.ndarray]) -> float:
-    """The part of the true neighbours that were found; 1 where there are none."""
+    """Recall: the share of the true neighbours that were found; 1 if there are none."""
     there = sum(map(len, true))
     right = sum(len(set(a) & set(b)) for a, b in zip(found, true, strict=True))
     return right / there if there else 1.0

@@ -1,4 +1,4 @@
-"""A random rotation that costs far less than a dense one."""
+"""A random rotation that is far cheaper than a dense one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 class Rotation:
     """Random signs, then the Kronecker product of two random rotations: [n, D] -> [n, D].
 
-    D = a · b with a and b as near as can be: D · (a + b) products a vector instead of D². The same
-    D always gives the same rotation.
+    D = a · b with a and b as close as possible: D · (a + b) multiplications per vector instead of
+    D². The same D and seed always give the same rotation.
     """
 
     def __init__(self, dim: int, seed: int = 0):

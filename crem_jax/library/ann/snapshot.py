@@ -1,4 +1,4 @@
-"""What a search in an index sees of it: one moment, which no update changes."""
+"""An immutable snapshot of the index, which searches read while updates make later ones."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from crem_jax.library.ann.recall import share_found, true_neighbours
 from crem_jax.library.ann.rotation import Rotation
 
 ROWS = 32768
-"""Rows that are read at once where all of them are."""
+"""Rows in a batch when all rows are read."""
 
-_RANKED = 512  # rows of a thread at once
+_RANKED = 512  # rows that a thread re-ranks at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,11 @@ class IndexState:
     """What an index stores about itself.
 
     Attributes:
-      version: of the table it mirrors. rows: in the files. gone: numbers of rows to skip.
-      built: rows when the mean was computed. candidates: how many are compared exactly.
-      recall: with that many, measured when the index was built.
+      version: the table version that is mirrored. rows: number of rows in the files.
+      gone: indices of removed rows, which searches skip.
+      built: number of rows when the mean was computed.
+      candidates: number of rows that are re-ranked exactly.
+      recall: measured with this number of candidates when the index was built.
     """
 
     version: int
@@ -36,7 +38,7 @@ class IndexState:
 
 
 class Scanners:
-    """Threads that scan signs and rank, and the rotation that signs are taken after."""
+    """Threads for scanning and re-ranking, and the rotation that precedes taking signs."""
 
     def __init__(self, dim: int, threads: int):
         self.threads, self.pool = threads, ThreadPoolExecutor(threads)
@@ -45,10 +47,11 @@ class Scanners:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Snapshot:
-    """An index at one moment. Threads may search it while a later one is made.
+    """One state of an index. Threads may search it while a later one is made.
 
     Attributes:
-      mean: float32 [D]. keys: int64 [n]. vectors: float16 [n, D]. signs: uint8 [n, bytes].
+      mean: float32 [D]. keys: int64 [n]. vectors: float16 [n, D].
+      signs: uint8 [n, bytes], the binary codes.
     """
 
     scanners: Scanners
@@ -60,20 +63,20 @@ class Snapshot:
 
     @property
     def version(self) -> int:
-        """Of the table that is mirrored; -1 if none is."""
+        """The table version that is mirrored; -1 if none is."""
         return self.state.version
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
-        """Numbers of the rows of these keys, in this snapshot."""
+        """Indices of the rows with these keys, for `search`'s `only`."""
         return np.flatnonzero(np.isin(self.keys, keys))
 
     def search(
         self, query: np.ndarray, top: int, only: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Keys int64 [≤ top] and cosines float32 of the nearest rows, best first.
+        """The nearest rows, best first: keys int64 [≤ top] and cosines float32 [≤ top].
 
         Args:
-          query: float32 [D]. only: of these rows (see `rows`); None is all.
+          query: float32 [D]. only: indices of the rows to search (see `rows`); None is all.
         """
         query = np.asarray(query, np.float32)
         candidates = max(self.state.candidates, 2 * top)
@@ -89,16 +92,16 @@ class Snapshot:
         return self.keys[rows[best]], scores[best]
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """Signs as bits, uint8 [n, bytes]."""
+        """Binary codes of vectors [n, D]: uint8 [n, bytes]."""
         turned = self.scanners.rotation(vectors.astype(np.float32) - self.mean)
         return np.packbits(turned > 0, axis=1)
 
     def measure(self, top: int, queries: int, seed: int = 1) -> float:
-        """Recall of `search` on so many of the rows, their own vectors as queries."""
+        """Recall of `search`, with a random sample of `queries` stored vectors as queries."""
         return round(Sample(self, top, queries, seed).recall(self), 4)
 
     def live(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches of (keys, vectors) of the rows that are not gone."""
+        """Batches of (keys, vectors) of all rows that have not been removed."""
         here = np.ones(self.state.rows, bool)
         here[list(self.state.gone)] = False
         for first in range(0, self.state.rows, ROWS):
@@ -106,7 +109,7 @@ class Snapshot:
             yield self.keys[span][here[span]], self.vectors[span][here[span]]
 
     def _cosines(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-        """Exact scores float32 [n] of the rows of these numbers."""
+        """Exact cosines float32 [n] of the rows with these indices."""
 
         def part(own: np.ndarray) -> np.ndarray:
             # einsum, not BLAS: BLAS threads that spin would double the latency.
@@ -116,7 +119,7 @@ class Snapshot:
         return np.concatenate(list(self.scanners.pool.map(part, parts)))
 
     def _nearest_signs(self, code: np.ndarray, signs: np.ndarray, count: int) -> np.ndarray:
-        """Numbers of the `count` rows at the least Hamming distance."""
+        """Indices of the `count` rows at the smallest Hamming distance."""
         import faiss
 
         if not len(signs):
@@ -139,7 +142,7 @@ class Snapshot:
 
 
 class Sample:
-    """Some rows of a snapshot as queries, and their true neighbours, themselves left out."""
+    """A sample of a snapshot's rows as queries, with their true nearest neighbours."""
 
     def __init__(self, snapshot: Snapshot, top: int, queries: int, seed: int):
         live = np.setdiff1d(np.arange(snapshot.state.rows), snapshot.state.gone)
@@ -150,7 +153,7 @@ class Sample:
         self._true = true_neighbours(self._queries, self._own, snapshot.live(), top)
 
     def recall(self, snapshot: Snapshot) -> float:
-        """The part of the true neighbours that `snapshot.search` finds."""
+        """Recall of `snapshot.search` on the sample."""
         found = []
         for query, key in zip(self._queries, self._own, strict=True):
             keys = snapshot.search(query, self._top + 1)[0]

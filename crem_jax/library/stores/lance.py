@@ -1,8 +1,7 @@
-"""Entries and memories in LanceDB: one directory or object-store URI, two tables.
+"""Entries and memories in LanceDB: two tables in a directory or at an object-store URI.
 
-Memories are blobs in a table of their own, so that compacting entries does not rewrite them. Both
-tables are written by id (`merge_insert`), so that writing again what an interrupted run may have
-written already changes nothing.
+Memories are blobs in their own table, so that compacting entries does not rewrite them. Rows are
+merged by id (`merge_insert`), so that repeating the writes of an interrupted run is idempotent.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from crem_jax.library.stores.lance_view import View
 
 ENTRIES, MEMORIES = "entries", "memories"
 EXACT_UP_TO = 20_000
-"""Rows that are compared one by one; more of them go through `ann.index.Neighbours`."""
+"""Up to this number of rows a search is exact; beyond it uses `ann.index.Neighbours`."""
 
 _INFO_KEY = b"crem"
 _ENTRIES_FORMAT = "2.1"  # 2.2 packs columns of few values so that reading a row takes 5 ms for each
@@ -37,26 +36,26 @@ _FIELDS = ("id", "uri", "text", "metadata", "thumbnail", "width", "height", "sou
 
 def connect(uri: str | os.PathLike) -> Any:
     """The database at a path or URI (s3://, gs://, az://)."""
-    with tables.storing(os.fspath(uri)):
+    with tables.lance_errors(os.fspath(uri)):
         return lancedb.connect(os.fspath(uri))
 
 
 def exists(uri: str) -> bool:
-    """Whether a library is at an object-store URI."""
+    """Whether there is a library at an object-store URI."""
     db = connect(uri)
-    with tables.storing(uri):
+    with tables.lance_errors(uri):
         return MEMORIES in db.table_names(limit=1000)
 
 
 def create(db: Any, info: LibraryInfo) -> None:
-    """Makes the tables of a new library; the one that `exists` looks for last.
+    """Creates the tables of a new library, ending with the one that `exists` looks for.
 
-    Several processes may do so at once.
+    Several processes may do so at the same time.
     """
     if not info.vectors:
         table = tables.open_or_create(db, ENTRIES, _schema(info), _ENTRIES_FORMAT)
         if _vector_types(table.schema) != _vector_types(_schema(info)):
-            db.drop_table(ENTRIES)  # it is empty: whoever began to make another library was killed
+            db.drop_table(ENTRIES)  # empty, left by a killed process
             table = tables.open_or_create(db, ENTRIES, _schema(info), _ENTRIES_FORMAT)
         tables.index_columns(table, _INDEXED[ENTRIES])
     columns = [("id", pa.string()), ("content", pa.string()), lancedb.blob("memory")]
@@ -66,7 +65,11 @@ def create(db: Any, info: LibraryInfo) -> None:
 
 
 def read_info(db: Any) -> LibraryInfo:
-    """What the library says of itself."""
+    """The library's description of itself.
+
+    Raises:
+      LibraryError: the database is not a library.
+    """
     note = (tables.open_table(db, MEMORIES).schema.metadata or {}).get(_INFO_KEY)
     if note is None:
         raise LibraryError(f"{db.uri} is a LanceDB database but no library")
@@ -74,11 +77,11 @@ def read_info(db: Any) -> LibraryInfo:
 
 
 class LanceEntries:
-    """`protocols.Entries` in a LanceDB table. Threads may search at once.
+    """`protocols.Entries` in a LanceDB table. Threads may search concurrently.
 
     Args:
       cache: the directory of derived indexes.
-      exact_up_to: rows compared one by one.
+      exact_up_to: up to this number of rows a search is exact.
     """
 
     searches_exactly = True
@@ -86,9 +89,9 @@ class LanceEntries:
     def __init__(self, db: Any, info: LibraryInfo, cache: Path, exact_up_to: int = EXACT_UP_TO):
         self._db, self._table = db, tables.open_table(db, ENTRIES)
         self._info, self._cache, self._exact_up_to = info, cache, exact_up_to
-        self._lock = threading.Lock()  # of these two
+        self._lock = threading.Lock()  # guards the two below
         self._neighbours: dict[str, Neighbours] = {}
-        self._seen: View | None = None
+        self._last_view: View | None = None
 
     def put(self, entries: Sequence[Entry]) -> None:
         check_unique([entry.id for entry in entries])
@@ -116,7 +119,9 @@ class LanceEntries:
     def get(self, ids: Sequence[str]) -> list[Entry | None]:
         vectors = [self._info.column(k) for k in self._info.prefixes]
         columns, found = [*_FIELDS, *vectors], {}
-        for rows in tables.reading(lambda: list(tables.rows_by_id(self._latest(), ids, columns))):
+        for rows in tables.read_newest(
+            lambda: list(tables.rows_by_id(self._latest(), ids, columns))
+        ):
             stacked = np.stack([tables.matrix(rows[name]) for name in vectors], axis=1)
             for row, own in zip(rows.select(_FIELDS).to_pylist(), stacked, strict=True):
                 found[row["id"]] = _entry(row, own)
@@ -138,7 +143,7 @@ class LanceEntries:
         exact: bool = False,
     ) -> list[Hit]:
         column = self._info.column(k)
-        return tables.reading(lambda: self._search(vector, column, top, where, exact))
+        return tables.read_newest(lambda: self._search(vector, column, top, where, exact))
 
     def count(self, where: str | None = None) -> int:
         return tables.count(self._latest(), where)
@@ -171,7 +176,7 @@ class LanceEntries:
         }
 
     def tidy(self) -> None:
-        """A light `compact` while others may be reading and writing."""
+        """The part of `compact` that is safe while other processes read and write."""
         tables.optimize(self._latest(), _INDEXED[ENTRIES], timedelta(minutes=10))
 
     def _search(
@@ -191,16 +196,16 @@ class LanceEntries:
     def _exact(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
         query = self._table.search(np.asarray(vector, np.float32), vector_column_name=column)
         query = query.distance_type("dot").select([*_FIELDS, "_distance"]).limit(top)
-        with tables.storing(self._table.uri, where):
+        with tables.lance_errors(self._table.uri, where):
             rows = (query.where(where) if where else query).to_arrow().to_pylist()
         return [Hit(_entry(row), 1.0 - row["_distance"]) for row in rows]
 
     def _view(self, column: str) -> View:
-        """The newest version of the table, with an index of the column."""
+        """A view of the table's newest version, with an index of the column."""
         with self._lock:
-            if self._seen is None or self._seen.version != self._latest().version:
-                self._seen = View(tables.open_table(self._db, ENTRIES))
-            view = self._seen
+            if self._last_view is None or self._last_view.version != self._latest().version:
+                self._last_view = View(tables.open_table(self._db, ENTRIES))
+            view = self._last_view
             if column not in view.indexes:
                 if column not in self._neighbours:
                     self._neighbours[column] = Neighbours(self._cache / column, self._info.dim)
@@ -228,14 +233,14 @@ class LanceMemories:
         tables.delete(self._table, ids)
 
     def get(self, ids: Sequence[str]) -> list[bytes | None]:
-        return tables.reading(lambda: self._get(ids))
+        return tables.read_newest(lambda: self._get(ids))
 
     def _get(self, ids: Sequence[str]) -> list[bytes | None]:
         # Row ids are of one version, and other threads move `_table` on.
         table = tables.open_table(self._db, MEMORIES)
         found: dict[str, bytes] = {}
         for where in tables.in_lists("id", ids):
-            with tables.storing(table.uri):
+            with tables.lance_errors(table.uri):
                 rows = table.search().where(where).select(["id"]).with_row_id(True).to_arrow()
                 if not len(rows):
                     continue
@@ -245,7 +250,7 @@ class LanceMemories:
 
     def contents(self) -> dict[str, str]:
         tables.newest(self._table)
-        with tables.storing(self._table.uri):
+        with tables.lance_errors(self._table.uri):
             rows = self._table.search().select(["id", "content"]).to_arrow()
         return dict(zip(rows["id"].to_pylist(), rows["content"].to_pylist(), strict=True))
 
@@ -258,13 +263,13 @@ class LanceMemories:
         tables.optimize(self._table, _INDEXED[MEMORIES], timedelta(0))
 
     def tidy(self) -> None:
-        """A light `compact` while others may be reading and writing."""
+        """The part of `compact` that is safe while other processes read and write."""
         tables.newest(self._table)
         tables.optimize(self._table, _INDEXED[MEMORIES], timedelta(minutes=10))
 
 
 def _schema(info: LibraryInfo) -> pa.Schema:
-    """Of the entries, as they are written: the table's own has JSON in its binary form."""
+    """The schema of entries for writing; the stored one has JSON in binary form."""
     vectors = [pa.field(info.column(k), pa.list_(pa.float16(), info.dim)) for k in info.prefixes]
     return pa.schema(
         [

@@ -1,4 +1,4 @@
-"""Tables of LanceDB: written by id and retried, read by id, compacted, their columns as arrays."""
+"""Helpers for LanceDB tables: writes by id with retries, reads, compaction, columns as arrays."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ Read = TypeVar("Read")
 
 
 def open_or_create(db: Any, name: str, schema: pa.Schema, version: str | None = None) -> Any:
-    """The table, made unless it is there; `version` is of Lance's file format, None its newest."""
-    # `exist_ok` compares schemas, and a stored one has JSON and blobs in other words.
+    """Opens a table, or creates it.
+
+    Args:
+      version: of Lance's file format; None is the newest.
+    """
+    # `exist_ok` compares schemas, and a stored one has other types for JSON and blobs.
     with contextlib.suppress(ValueError, OSError):
         return db.open_table(name)
     try:
@@ -36,45 +40,45 @@ def open_or_create(db: Any, name: str, schema: pa.Schema, version: str | None = 
 
 
 def open_table(db: Any, name: str) -> Any:
-    """The table of a database.
+    """Opens a table.
 
     Raises:
-      StoreError: it is not there, or damaged.
+      StoreError: the table does not exist or is damaged.
     """
-    with storing(db.uri):
+    with lance_errors(db.uri):
         return db.open_table(name)
 
 
 def index_columns(table: Any, columns: Sequence[str]) -> None:
-    """Indexes columns that rows are looked up by, unless they are."""
-    with storing(table.uri):
+    """Creates scalar indexes on columns that have none."""
+    with lance_errors(table.uri):
         known = {column for index in table.list_indices() for column in index.columns}
     for column in columns:
         if column not in known:
-            _retrying(table, functools.partial(table.create_index, column, config=BTree()))
+            _with_retries(table, functools.partial(table.create_index, column, config=BTree()))
 
 
 def merge(table: Any, rows: pa.Table) -> None:
-    """Writes rows; those of known ids are replaced."""
+    """Writes rows, replacing those with the same ids."""
 
     def write() -> None:
         merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
         merge.execute(rows)
 
-    _retrying(table, write)
+    _with_retries(table, write)
 
 
 def delete(table: Any, ids: Sequence[str]) -> None:
-    """Removes rows; unknown ids are no error."""
+    """Deletes rows; unknown ids are no error."""
     for where in in_lists("id", ids):
-        _retrying(table, functools.partial(table.delete, where))
+        _with_retries(table, functools.partial(table.delete, where))
 
 
-def _retrying(table: Any, write: Callable[[], Any]) -> None:
-    """Writes again when another process has committed first."""
+def _with_retries(table: Any, write: Callable[[], Any]) -> None:
+    """Writes, and retries when another process has committed first."""
     for attempt in range(_TRIES):
         try:
-            with storing(table.uri):
+            with lance_errors(table.uri):
                 return write()
         except (OSError, LibraryError) as error:
             conflict = "conflict" in str(error).lower() or "contention" in str(error).lower()
@@ -88,17 +92,18 @@ def optimize(table: Any, columns: Sequence[str], keep: timedelta) -> None:
     """Indexes `columns`, merges small files, and drops versions older than `keep`."""
     index_columns(table, columns)
     try:
-        with warnings.catch_warnings(), storing(table.uri):
+        with warnings.catch_warnings(), lance_errors(table.uri):
             warnings.simplefilter("ignore")
             table.optimize(cleanup_older_than=keep)
-    except (OSError, LibraryError) as error:  # someone else is writing: nothing is lost by waiting
+    except (OSError, LibraryError) as error:  # another process is writing: the next call will do it
         if "conflict" not in str(error).lower():
             raise
 
 
-def reading(read: Callable[[], Read]) -> Read:
-    """What `read` returns, again from the newest version if another process has just compacted away
-    the one that was being read."""
+def read_newest(read: Callable[[], Read]) -> Read:
+    """Calls `read`, and once more on the newest version if another process compacted the old one
+    away.
+    """
     for _ in range(_TRIES):
         try:
             return read()
@@ -109,19 +114,19 @@ def reading(read: Callable[[], Read]) -> Read:
 
 
 def rows_by_id(table: Any, ids: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows of known ids, in any order."""
+    """The rows with these ids, in any order; unknown ids are left out."""
     for where in in_lists("id", ids):
-        with storing(table.uri):
+        with lance_errors(table.uri):
             rows = table.search().where(where).select(list(columns)).to_arrow()
         yield rows
 
 
 def batches(table: Any, query: Any, where: str | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a query that a condition leaves, some at a time."""
-    with storing(table.uri, where):
+    """Yields the rows of a query that match a filter, in batches."""
+    with lance_errors(table.uri, where):
         rows = iter((query.where(where) if where else query).to_batches())
     while True:
-        with storing(table.uri, where):
+        with lance_errors(table.uri, where):
             batch = next(rows, None)
         if batch is None:
             return
@@ -129,20 +134,20 @@ def batches(table: Any, query: Any, where: str | None = None) -> Iterator[pa.Rec
 
 
 def newest(table: Any) -> Any:
-    """The table, at its newest version."""
-    with storing(table.uri):
+    """Moves a table handle to the newest version and returns it."""
+    with lance_errors(table.uri):
         table.checkout_latest()
     return table
 
 
 def count(table: Any, where: str | None = None) -> int:
-    """The rows of a table that a condition leaves."""
-    with storing(table.uri, where):
+    """The number of rows that match a filter."""
+    with lance_errors(table.uri, where):
         return table.count_rows(where)
 
 
 def in_lists(column: str, values: Sequence[Any]) -> list[str]:
-    """SQL conditions that together name all values, a limited number in each."""
+    """SQL filters that together match all values, each with a limited number of them."""
     quoted = [
         "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
         for value in values
@@ -152,15 +157,15 @@ def in_lists(column: str, values: Sequence[Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def storing(uri: str, where: str | None = None) -> Iterator[None]:
-    """What Lance raises, which has no common class, becomes a LibraryError; nothing but calls of
-    Lance belongs inside.
+def lance_errors(uri: str, where: str | None = None) -> Iterator[None]:
+    """Turns errors of Lance, which have no common class, into LibraryError; only calls to Lance
+    belong inside.
 
     Args:
-      uri: of the table. where: the condition that a person has set; it is taken to be at fault.
+      uri: the table's. where: the user's filter, which is blamed for the error if there is one.
 
     Raises:
-      StoreError: the table cannot be used. LibraryError: the condition cannot. An OSError passes.
+      StoreError: the table cannot be used. LibraryError: the filter is invalid. OSError passes.
     """
     try:
         yield
@@ -174,7 +179,7 @@ def storing(uri: str, where: str | None = None) -> Iterator[None]:
 
 
 def matrix(column: Any) -> np.ndarray:
-    """A fixed-size-list column as [n, D]."""
+    """A fixed-size-list column as an array [n, D]."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     width = column.type.list_size
@@ -190,9 +195,9 @@ def to_numpy(column: pa.Array) -> np.ndarray:
 
 
 def sizes(table: Any) -> dict[str, Any]:
-    """What `stats` says of a table: its bytes and its version."""
+    """A table's size in bytes and its version."""
     if "://" in table.uri:
-        with storing(table.uri):
+        with lance_errors(table.uri):
             size = int(table.stats()["total_bytes"])  # without blobs
     else:
         files = (path.stat() for path in Path(table.uri).rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""One version of the table of entries, as searches through derived indexes read it."""
+"""One version of the table of entries, with derived indexes of its rows."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _ROWS_AT_ONCE = 8192
 
 
 class View:
-    """Where the rows of one version are, and indexes of exactly these rows.
+    """The rows of one table version, and indexes of exactly these rows.
 
     Args:
-      table: a handle that nothing moves to another version.
+      table: a handle that stays at one version.
 
     Attributes:
-      keys: int64, of all rows, sorted. indexes: by column, added by whoever has made them.
+      keys: int64 [n], keys of all rows, sorted. indexes: by column; the user of the view adds them.
     """
 
     def __init__(self, table: Any):
         self.version, self._table = table.version, table
-        with tables.storing(table.uri):
+        with tables.lance_errors(table.uri):
             rows = table.search().select(["key"]).with_row_id(True).to_arrow()
         order = np.argsort(rows["key"].to_numpy())
         self.keys, self._row_ids = (rows[name].to_numpy()[order] for name in ("key", "_rowid"))
@@ -34,15 +34,15 @@ class View:
         self._last: tuple[Any, np.ndarray] = (None, np.zeros(0, np.int64))
 
     def rows(self, keys: np.ndarray, columns: list[str]) -> pa.Table:
-        """Rows by key, in any order; row ids are the quickest way to them."""
+        """The rows with these keys, in any order."""
         row_ids = self._row_ids[np.searchsorted(self.keys, keys)]
-        with tables.storing(self._table.uri):
+        with tables.lance_errors(self._table.uri):
             return self._table.take_row_ids(row_ids.tolist()).select(["key", *columns]).to_arrow()
 
     def vectors(
         self, column: str, keys: np.ndarray | None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """`ann.index.Vectors` of a column."""
+        """The `ann.index.Vectors` of a column."""
         if keys is None:
             query = self._table.search().select(["key", column])
             for batch in tables.batches(self._table, query):
@@ -53,12 +53,12 @@ class View:
             yield rows["key"].to_numpy(), tables.matrix(rows[column])
 
     def chosen(self, column: str, where: str | None) -> np.ndarray | None:
-        """The rows of an index that a condition leaves; the last result is remembered."""
+        """Indices of an index's rows that match a filter, None without one; the last is cached."""
         if where is None:
             return None
         key, last = (column, where), self._last  # threads may search at once
         if last[0] != key:
-            with tables.storing(self._table.uri, where):
+            with tables.lance_errors(self._table.uri, where):
                 found = self._table.search().where(where).select(["key"]).to_arrow()
             rows = self.indexes[column].rows(found["key"].to_numpy())
             self._last = last = (key, rows)

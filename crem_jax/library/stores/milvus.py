@@ -1,8 +1,8 @@
-"""Entries on a Milvus server, or in a Milvus Lite file; memories stay in the library's own place.
+"""Entries on a Milvus server or in a Milvus Lite file; memories stay in the library's directory.
 
-Milvus holds no binary values and limits a text to 65,535 bytes, so that memories and thumbnails
-are not for it: thumbnails are left out there, memories are in LanceDB beside. Conditions (`where`)
-are Milvus expressions, such as `width > 640 and metadata["kind"] == "cat"`.
+Milvus has no binary fields and limits a text to 65,535 bytes, so thumbnails are left out and
+memories are stored in LanceDB. Filters (`where`) are Milvus expressions, such as
+`width > 640 and metadata["kind"] == "cat"`.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _AT_ONCE = 512
 
 
 def create(info: LibraryInfo, index: str = "AUTOINDEX") -> None:
-    """Makes the collection of a new library.
+    """Creates the collection of a new library.
 
     Args:
-      index: of the vectors, by Milvus's name. AUTOINDEX is the server's choice; FLAT is exact.
+      index: Milvus's name of the index type. AUTOINDEX is the server's choice; FLAT is exact.
 
     Raises:
       LibraryError: Milvus cannot be reached, or refuses.
     """
-    with _asking(info):
+    with _milvus_errors(info):
         client = _client(info)
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
         for name, limit in _TEXTS.items():
@@ -55,30 +55,30 @@ def create(info: LibraryInfo, index: str = "AUTOINDEX") -> None:
 
 
 def drop(info: LibraryInfo) -> None:
-    """Removes the collection of a library."""
-    with _asking(info):
+    """Deletes the collection of a library."""
+    with _milvus_errors(info):
         _client(info).drop_collection(_collection(info))
 
 
 class MilvusEntries:
-    """`protocols.Entries` in the Milvus collection that `create` has made for a library.
+    """`protocols.Entries` in the Milvus collection that `create` made for a library.
 
     Args:
-      info: its `vectors` is the server's URI, or the path of a Milvus Lite file. The environment's
-        MILVUS_TOKEN opens a server that wants one.
+      info: its `vectors` is the server's URI or the path of a Milvus Lite file. The environment
+        variable MILVUS_TOKEN is the token of a server that requires one.
 
     Raises:
-      LibraryError: Milvus cannot be reached, or the collection is not there. From every method too:
-        what Milvus refuses.
+      LibraryError: Milvus cannot be reached, or the collection does not exist. Every method raises
+        it if Milvus refuses.
     """
 
     searches_exactly = False
 
     def __init__(self, info: LibraryInfo):
         self._info, self._name = info, _collection(info)
-        # Whoever opens a Milvus Lite file that is not there makes it.
+        # Opening a Milvus Lite file that does not exist creates it.
         there = "://" in info.vectors or Path(info.vectors).exists()
-        with _asking(info):
+        with _milvus_errors(info):
             if there:
                 self._client = _client(info)
                 there = self._client.has_collection(self._name)
@@ -103,21 +103,21 @@ class MilvusEntries:
             for i, k in enumerate(self._info.prefixes):
                 row[self._info.column(k)] = entry.vectors[i].astype(np.float32)
             rows.append(row)
-        with _asking(self._info):
+        with _milvus_errors(self._info):
             for first in range(0, len(rows), _AT_ONCE):
                 self._client.upsert(self._name, rows[first : first + _AT_ONCE])
 
     def delete(self, ids: Sequence[str]) -> None:
-        with _asking(self._info):
+        with _milvus_errors(self._info):
             for first in range(0, len(ids), _AT_ONCE):
-                self._client.delete(self._name, filter=_named(ids[first : first + _AT_ONCE]))
+                self._client.delete(self._name, filter=_id_filter(ids[first : first + _AT_ONCE]))
 
     def get(self, ids: Sequence[str]) -> list[Entry | None]:
         columns = [self._info.column(k) for k in self._info.prefixes]
         found = {}
         for first in range(0, len(ids), _AT_ONCE):
-            named = _named(ids[first : first + _AT_ONCE])
-            with _asking(self._info):
+            named = _id_filter(ids[first : first + _AT_ONCE])
+            with _milvus_errors(self._info):
                 rows = self._client.query(self._name, named, output_fields=[*_FIELDS, *columns])
             for row in rows:
                 vectors = np.stack([_vector(row[column]) for column in columns])
@@ -127,7 +127,7 @@ class MilvusEntries:
     def scan(
         self, columns: Sequence[str], where: str | None = None
     ) -> Iterator[Mapping[str, np.ndarray]]:
-        with _asking(self._info, where):
+        with _milvus_errors(self._info, where):
             pages = self._client.query_iterator(
                 self._name, batch_size=_AT_ONCE, filter=where or "", output_fields=list(columns)
             )
@@ -147,7 +147,7 @@ class MilvusEntries:
     ) -> list[Hit]:
         if exact:
             raise LibraryError("Milvus searches as its index does; expected exact=False")
-        with _asking(self._info, where):
+        with _milvus_errors(self._info, where):
             (rows,) = self._client.search(
                 self._name,
                 [np.asarray(vector, np.float32)],
@@ -159,18 +159,18 @@ class MilvusEntries:
         return [Hit(_entry(row["entity"]), float(row["distance"])) for row in rows]
 
     def count(self, where: str | None = None) -> int:
-        with _asking(self._info, where):
+        with _milvus_errors(self._info, where):
             (row,) = self._client.query(self._name, filter=where or "", output_fields=["count(*)"])
         return int(row["count(*)"])
 
     def version(self) -> None:
-        """Milvus does not tell."""
+        """None: Milvus has no versions."""
 
     def stats(self) -> dict[str, Any]:
         return {"entries": self.count(), "milvus": self._info.vectors, "collection": self._name}
 
     def compact(self) -> None:
-        """Milvus compacts by itself."""
+        """Does nothing: Milvus compacts by itself."""
 
     def recall(self, top: int, queries: int) -> dict[str, Any]:
         ids = np.concatenate([b["id"] for b in self.scan(["id"])] or [np.zeros(0, np.str_)])
@@ -197,7 +197,7 @@ class MilvusEntries:
 
 
 def _collection(info: LibraryInfo) -> str:
-    """Its name on the server, where other libraries of the same model may be."""
+    """The collection's name, unique to the library."""
     return "_".join(filter(None, ("crem", info.fingerprint, info.id)))
 
 
@@ -205,13 +205,13 @@ def _client(info: LibraryInfo) -> MilvusClient:
     token = os.environ.get("MILVUS_TOKEN", "")
     try:
         return MilvusClient(info.vectors, **({"token": token} if token else {}))
-    except ValueError as error:  # not yet pymilvus's own: the address cannot be parsed
+    except ValueError as error:  # pymilvus raises a plain one for an address that it cannot parse
         raise StoreError(f"Milvus at {info.vectors}: {error}") from error
 
 
 @contextlib.contextmanager
-def _asking(info: LibraryInfo, where: str | None = None) -> Iterator[None]:
-    """Says of an error of Milvus where it is from, or which condition it is about."""
+def _milvus_errors(info: LibraryInfo, where: str | None = None) -> Iterator[None]:
+    """Turns errors of Milvus into LibraryError, which names the server or the filter."""
     try:
         yield
     except MilvusException as error:
@@ -221,8 +221,8 @@ def _asking(info: LibraryInfo, where: str | None = None) -> Iterator[None]:
         raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
 
 
-def _named(ids: Sequence[str]) -> str:
-    """The expression for these ids; pymilvus's own does not escape quotes."""
+def _id_filter(ids: Sequence[str]) -> str:
+    """The filter expression for these ids; pymilvus's own does not escape quotes."""
     return f"id in {json.dumps(list(ids), ensure_ascii=False)}"
 
 
@@ -240,5 +240,5 @@ def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 
 def _vector(value: Any) -> np.ndarray:
-    """Stored in float32, as Milvus Lite has no float16; the values are float16's."""
+    """The vector as float16; it is stored as float32, because Milvus Lite has no float16."""
     return np.asarray(value, np.float32).astype(np.float16)

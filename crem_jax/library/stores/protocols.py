@@ -1,6 +1,6 @@
-"""What a library asks of the databases behind it: one for what is searched, one for memories.
+"""Protocols of the databases behind a library: one of searchable entries, one of memories.
 
-`lance.py` has both in a directory or object store; `milvus.py` has the first on a cluster.
+`lance.py` implements both, in a directory or object store; `milvus.py` the first, on a server.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from crem_jax.library.entry import Entry, Hit
 
 
 class Entries(Protocol):
-    """Vectors and what is known of them. Every call returns when the data is safe.
+    """Entries with their vectors. Calls that write return when the data is stored durably.
 
     Attributes:
-      searches_exactly: whether `search` can be asked to.
+      searches_exactly: whether `search` supports `exact`.
     """
 
     searches_exactly: bool
 
     def put(self, entries: Sequence[Entry]) -> None:
-        """Adds entries; those of known ids are replaced. The same call twice changes nothing."""
+        """Adds entries, replacing those with the same ids; idempotent."""
 
     def delete(self, ids: Sequence[str]) -> None:
         """Removes entries; unknown ids are no error."""
 
     def get(self, ids: Sequence[str]) -> list[Entry | None]:
-        """Entries in the order of the ids, with their vectors."""
+        """The entries with these ids, in order, with their vectors; None for unknown ids."""
 
     def scan(
         self, columns: Sequence[str], where: str | None = None
     ) -> Iterator[Mapping[str, np.ndarray]]:
-        """All entries in batches of columns; a vector column is float16 [n, D]."""
+        """Yields all entries in batches, column -> values; a vector column is float16 [n, D]."""
 
     def search(
         self,
@@ -47,29 +47,30 @@ class Entries(Protocol):
         """The entries nearest to a float32 [D] query by cosine, best first.
 
         Args:
-          k: which prefix's embeddings. where: a condition in the database's own language.
-          exact: compare the query with every entry; only where `searches_exactly`.
+          k: chorus tokens of the embeddings; None is all K. top: number of hits.
+          where: a filter in the database's own language.
+          exact: compare the query with every entry; only if `searches_exactly`.
 
         Raises:
-          LibraryError: no such k, or a condition it cannot read.
+          LibraryError: no embeddings are stored for k, or the filter is invalid.
         """
 
     def count(self, where: str | None = None) -> int: ...
 
     def version(self) -> int | None:
-        """Another number after every change; None if the database does not tell."""
+        """A number that changes with every write; None if the database has no versions."""
 
     def stats(self) -> dict[str, Any]: ...
 
     def compact(self) -> None:
-        """Merges small files and drops what is no longer referred to."""
+        """Merges small files and deletes old versions."""
 
     def recall(self, top: int, queries: int) -> dict[str, Any]:
-        """How many of the true neighbours of the library's own vectors `search` finds.
+        """Measures the recall of `search`, with stored vectors as queries.
 
         Returns:
-          search: its kind. recall: by k, for those that have an index; empty where it is exact.
-          Unless it is empty, top and queries: what was asked for.
+          search: the kind of search. recall: by k, for those with an index; empty if the search
+          is exact, else with top and queries: the arguments.
         """
 
 
