@@ -1,4 +1,4 @@
-"""The verbs of `crem`, one module each: `add_arguments(parser)`, `run(args)` and EXAMPLES.
+"""The verbs of `crem`, one module each with `add_arguments(parser)`, `run(args)` and EXAMPLES.
 
-What is slow to import is imported by `run`, so that `crem VERB --help` is quick.
+Slow imports are inside `run`, so that `crem VERB --help` is quick.
 """

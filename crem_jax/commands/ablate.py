@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         finished = all_runs.finish(left, studies, config_of, pace.steps, pace.scenes)
         for done, run in enumerate(finished, 1):
             tables = {study.name: _write(study, runs, workdir, pace.steps) for study in studies}
-            # How the estimates have held so far corrects those to come.
+            # Remaining estimates are scaled by how the earlier ones compared with reality.
             ratio = (time.perf_counter() - began) / max(sum(estimates[:done]), 1e-9)
             _say(f"{run.name} done; about {_clock(sum(estimates[done:]) * ratio)} to go")
     except Preempted as saved:
@@ -138,7 +138,7 @@ def _studies(args: argparse.Namespace) -> tuple[Study, ...]:
 
 
 def _share_compiled_code(workdir: Path) -> None:
-    """Runs compile the same programs: the second seed of a setting finds those of the first."""
+    """Sets a compilation cache in the workdir: seeds of a setting compile the same programs."""
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -153,7 +153,7 @@ def _pace(
     configs: Mapping[Setting, ConfigDict],
     started: float,
 ) -> Pace:
-    """The steps of every run: those of the workdir, or chosen now."""
+    """The pace of all runs: the one stored in the workdir, or a new one."""
     from crem_jax.ablation.pace import Pace, choose_steps, time_setting
     from crem_jax.evaluate.emoji import SCENES
 
@@ -186,7 +186,7 @@ def _pace(
 
 
 def _write(study: Study, runs: Sequence, workdir: Path, steps: int) -> str:
-    """The study's files from what there is; returns its Markdown."""
+    """Writes a study's table from the finished runs; returns its Markdown."""
     from crem_jax.ablation.table import collect, markdown
     from crem_jax.files import write_json, write_text
     from crem_jax.report.ablation import draw

@@ -1,4 +1,4 @@
-"""Check every record of a source of training data: pictures decoded, texts counted, copies found.
+"""Check every record of a source of training data: decode pictures, count tokens, find duplicates.
 
 SOURCE is written as for `crem prepare`. Into OUT go index.json (give it to the source as `index`,
 and only good records are read), quarantine.jsonl (what is left out, and why), warnings.jsonl,

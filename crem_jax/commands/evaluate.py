@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def costs(directory: Path, eval_seconds: float) -> dict[str, float | None]:
-    """Time and memory; None for the training of a model that was not trained here.
+    """Seconds and memory of training and evaluation; None for training if it was not a local run.
 
     The total counts from CREM_START (seconds since the epoch) where that is set, and is never less
     than what training and evaluation took.

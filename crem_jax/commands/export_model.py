@@ -64,12 +64,12 @@ def _write_adapter(args: argparse.Namespace) -> None:
 
 
 def _refuse_other_training(directory: Path, params: dict[str, Any]) -> None:
-    """Raises CremError if the run trained what an adapter does not hold."""
+    """Raises CremError if the run also trained parameters that an adapter does not contain."""
     from crem_jax.model.lora import is_adapter
     from crem_jax.train.optim import learning_rates
 
     rules = _read(directory / "recipe.json").get("optim", {}).get("rates", ())
-    everything = {**params, "loss": {"log_temperature": 0.0}}  # a rule may name it
+    everything = {**params, "loss": {"log_temperature": 0.0}}  # rules may match it
     rates = learning_rates(rules, everything, adapted=True)
     del rates["loss/log_temperature"]
     others = [path for path, rate in rates.items() if rate and not is_adapter(path)]
@@ -122,7 +122,7 @@ def _write_model(args: argparse.Namespace) -> None:
 
 
 def card_facts(directory: Path) -> dict[str, Any]:
-    """What a model directory knows about itself, as `model_card` takes it."""
+    """The contents of the model card, from a model directory; see `convert.card.model_card`."""
     card: dict[str, Any] = {"name": directory.resolve().name}
     recipe = _read(directory / "recipe.json")
     if recipe:

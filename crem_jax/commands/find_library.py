@@ -1,4 +1,4 @@
-"""`crem find` in a library."""
+"""`crem find` for a library: searches, asks, draws and prints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from crem_jax.report.figures import retrieval_grid
 
 
 def run(args: argparse.Namespace) -> None:
-    """Finds, asks, draws and prints."""
+    """Runs `crem find` on the library `args.folder`."""
     library = open_library(args.folder)
     library.info.column(args.k)
     model = load(args.model, args.step, weights=args.weights)
@@ -64,5 +64,5 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _shown(entry: Entry) -> bytes | str:
-    """The stored thumbnail, as the file may be gone; the text of what has no picture."""
+    """The stored thumbnail, as the file may not exist any more, or the text if there is none."""
     return entry.thumbnail or entry.text or entry.id

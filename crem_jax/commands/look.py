@@ -1,4 +1,4 @@
-"""See what the chorus tokens of one or several models look at in a picture.
+"""Show where the chorus tokens of one or several models attend in a picture.
 
 Writes OUT/sheet.png with all tokens of all models, a heat-map for each in OUT/MODEL/, and the
 figures in OUT/look.json: how much attention is on the picture at all, how evenly a token looks
@@ -88,7 +88,7 @@ def _layers(text: str, count: int) -> list[int] | None:
 
 
 def _names(directories: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that tell them apart, fit for a folder."""
+    """The shortest distinct suffixes of the paths, usable as folder names."""
     paths = [Path(directory).absolute().parts for directory in directories]
     for length in range(1, max(map(len, paths)) + 1):
         names = ["-".join(part.strip("/") for part in parts[-length:]) for parts in paths]

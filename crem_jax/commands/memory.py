@@ -1,4 +1,4 @@
-"""How this process gets its memory from the system."""
+"""Memory allocation settings of this process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _SETTING = "GLIBC_TUNABLES"
 
 
 def use_huge_pages() -> None:
-    """Starts this process anew with huge pages for large allocations (Linux with glibc).
+    """Restarts this process with huge pages for large allocations (Linux with glibc).
 
-    A training step on a CPU takes and returns hundreds of megabytes of scratch memory; faulting it
-    in by pages of 4 KiB takes 30 % of the step; converting weights faults in as much. glibc reads
-    the setting at the start only. Does nothing where the user has set GLIBC_TUNABLES.
+    A training step on a CPU allocates and frees hundreds of megabytes of scratch memory; page
+    faults of 4 KiB take 30 % of the step, and as much when weights are converted. glibc reads the
+    setting at start-up only, hence the restart. Does nothing if the user has set GLIBC_TUNABLES.
     """
     if sys.platform == "linux" and _SETTING not in os.environ:
         os.environ[_SETTING] = "glibc.malloc.hugetlb=1"

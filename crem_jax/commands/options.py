@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and the types of arguments."""
+"""Arguments shared by several verbs, and argument types (errors become usage messages)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from crem_jax.config import DTYPES, WEIGHTS
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL and --step."""
+    """Adds MODEL and --step."""
     parser.add_argument("model", metavar="MODEL", help="a run directory or a Hugging Face one")
     parser.add_argument(
         "--step",
@@ -41,7 +41,7 @@ def take_overrides(
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """--weights of the verbs that serve a model."""
+    """Adds --weights, for verbs that run a model."""
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
@@ -50,7 +50,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def add_writing(parser: argparse.ArgumentParser) -> None:
-    """--dtype and --verify of the verbs that write weights."""
+    """Adds --dtype and --verify, for verbs that write weights."""
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -62,7 +62,7 @@ def add_writing(parser: argparse.ArgumentParser) -> None:
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
-    """--distributed, and `add_precision`, of the verbs that encode much."""
+    """Adds --distributed and `add_precision`'s arguments, for verbs that encode many items."""
     parser.add_argument(
         "--distributed",
         default="off",
@@ -73,7 +73,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
-    """--dtype and --workers."""
+    """Adds --dtype and --workers."""
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the arithmetic")
     parser.add_argument("--workers", type=positive, metavar="N", help="decoding threads")
 

@@ -1,4 +1,4 @@
-"""What verbs print: one JSON document, or a table for people."""
+"""Output of the verbs: JSON, tables and progress bars."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _PIPED_WIDTH = 240
 
 
 def print_json(value: Any) -> None:
-    """One line on stdout."""
+    """Prints a value as one line of JSON on stdout."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """A table on stdout; all columns but the last are aligned to the right."""
+    """Prints a table on stdout; all columns but the last are right-aligned."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -35,9 +35,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
 
 @contextlib.contextmanager
 def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; yields a function that is told how many more are done.
+    """A progress bar on stderr; without a terminal, a line for every 10 %.
 
-    Without a terminal it prints a line for every tenth.
+    Yields:
+      A function to call with the number of items finished since the last call.
     """
     from rich.console import Console
     from rich.progress import (
@@ -59,14 +60,14 @@ def counting(total: int, what: str) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task, done, told = bar.add_task(what, total=total), 0, 0
+        task, done, printed = bar.add_task(what, total=total), 0, 0
 
         def count(more: int) -> None:
-            nonlocal done, told
+            nonlocal done, printed
             done += more
             bar.advance(task, more)
-            if not console.is_terminal and 10 * done // max(total, 1) > told:
-                told = 10 * done // max(total, 1)
+            if not console.is_terminal and 10 * done // max(total, 1) > printed:
+                printed = 10 * done // max(total, 1)
                 console.print(f"{what} {done}/{total}", highlight=False, soft_wrap=True)
 
         yield count

@@ -1,4 +1,4 @@
-"""The progress bar of what reads or writes a known number of bytes."""
+"""A progress bar for reading or writing a known number of bytes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def bytes_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows bytes, speed and time left on stderr, if that is a terminal.
+    """Shows bytes, speed and remaining time on stderr, if that is a terminal.
 
     Yields:
-      A function to tell how many bytes have just been dealt with.
+      A function to call with the number of bytes processed since the last call.
     """
     from rich.console import Console
     from rich.progress import (

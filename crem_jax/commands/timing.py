@@ -1,4 +1,4 @@
-"""How long a run has trained and how much memory it took, kept in WORKDIR/timing.json."""
+"""A run's training time and peak memory, stored in WORKDIR/timing.json."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from crem_jax.files import WriteFailed, write_json
 from crem_jax.train.run.meter import peak_rss_mb
 
 FILE = "timing.json"
-_WRITE_EVERY = 5.0  # seconds; what a killed run can lose
+_WRITE_EVERY = 5.0  # seconds, the most that a killed run can lose
 
 
 def read_timing(directory: str | Path) -> dict[str, float]:
-    """{"train_seconds", "peak_rss_mb"} of a run; {} if it has none."""
+    """A run's {"train_seconds", "peak_rss_mb"}, in seconds and megabytes; {} if not recorded."""
     try:
         return json.loads((Path(directory) / FILE).read_text())
     except (FileNotFoundError, ValueError):
@@ -24,10 +24,10 @@ def read_timing(directory: str | Path) -> dict[str, float]:
 
 
 class TrainingClock:
-    """Adds the time inside the `with` to a run's timing; resumed parts add up.
+    """A context manager that adds the time spent inside to a run's timing.
 
     Args:
-      workdir: the run directory. Nothing is written until it exists.
+      workdir: the run directory; nothing is written before it exists.
 
     Raises:
       WriteFailed: the file cannot be written when the `with` ends.

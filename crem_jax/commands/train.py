@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def take_rest(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
-    """Keeps the overrides of config keys; anything else is an error."""
+    """Keeps the overrides of config keys in `args`; other arguments are usage errors."""
     take_overrides(parser, args, rest)
     if not args.workdir and not args.print_config:
         parser.error("the following arguments are required: --workdir")
@@ -135,7 +135,7 @@ def _train(args: argparse.Namespace) -> None:
         print("drawing the pictures of the run", file=sys.stderr)
     if place.is_local and jax.process_count() == 1:
         model = load(place.local)  # the best checkpoint, on one device
-    # Every process asks the model the same questions; what is drawn on others is thrown away.
+    # All processes run the model together; figures drawn by others than process 0 are discarded.
     with _drawing_board(place.local) as directory:
         written = write_report(directory, model, name)
     place.push()
@@ -157,7 +157,7 @@ def _train(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _drawing_board(run: Path) -> Iterator[Path]:
-    """The run's directory on process 0, elsewhere one that is removed."""
+    """The directory to draw into: the run's on process 0, elsewhere a temporary one."""
     from crem_jax import distributed
 
     if distributed.is_main():

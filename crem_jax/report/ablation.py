@@ -1,4 +1,4 @@
-"""The figure of an ablation's table: every setting by what it finds and tells, with its spread."""
+"""Draws an ablation's table: the headline metrics of all settings, with their spread."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Scored = tuple[Row, Mapping[str, tuple[float, float | None]]]
-"""A row and its columns: mean and spread."""
+"""A row and its columns: (mean, standard deviation)."""
 
-_THEIRS = {ours: theirs for theirs, ours in PUBLISHED.items()}
+_PUBLISHED_NAMES = {column: published for published, column in PUBLISHED.items()}
 
 
 def draw(study: Study, collected: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Draws a panel a headline figure; rows without scores are left out.
+    """Draws one panel per headline metric; rows without scores are left out.
 
-    Rows with an `x` are points on the curve of their series, all others bars. The paper's figures,
-    of another model and other data, are hollow diamonds on the same axis, over 100.
+    Rows with an `x` are points on the curve of their series, all others are bars. The paper's
+    results, of another model and other data, are hollow diamonds on the same axis, divided by 100.
 
     Raises:
       CremError: no row has scores yet.
@@ -61,7 +61,7 @@ def draw(study: Study, collected: Mapping[str, Any], path: str | os.PathLike) ->
 
 
 def _draw_panel(axes: Axes, column: str, known: Sequence[Scored], places: Sequence[str]) -> None:
-    """One headline figure: a bar a row, or a curve a series where rows have an `x`."""
+    """Draws one metric: a bar per row, or a curve per series if rows have an `x`."""
     curves = any(row.x for row, _ in known)
     series = list(dict.fromkeys(row.series for row, _ in known))
     for number, name in enumerate(series):
@@ -79,11 +79,11 @@ def _draw_panel(axes: Axes, column: str, known: Sequence[Scored], places: Sequen
 
 
 def _draw_published(axes: Axes, column: str, study: Study, places: Sequence[str]) -> None:
-    theirs = _THEIRS.get(column)
+    published = _PUBLISHED_NAMES.get(column)
     points = [
-        (places.index(row.x or row.label), row.published[theirs] / 100)
+        (places.index(row.x or row.label), row.published[published] / 100)
         for row in study.rows
-        if theirs in row.published
+        if published in row.published
     ]
     if points:
         style = {"marker": "D", "facecolors": "none", "edgecolors": FAINT}

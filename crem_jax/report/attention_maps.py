@@ -1,4 +1,4 @@
-"""Attention maps as pictures: each laid over its picture as a heat-map, and a sheet of them."""
+"""Draws attention maps as heat-maps over their picture, one by one or on a contact sheet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FIGURES = ("on_picture", "entropy", "coverage", "overlap")
 
 
 def overlay(picture: Picture, share: np.ndarray) -> Image.Image:
-    """The picture, pale and grey, under a map [rows, columns]; its largest value is brightest."""
+    """The picture in pale grey under a heat-map [rows, columns], scaled to its largest value."""
     from matplotlib import colormaps
 
     image = thumbnail(picture)
@@ -43,10 +43,10 @@ def overlay(picture: Picture, share: np.ndarray) -> Image.Image:
 def contact_sheet(
     picture: Picture, by_model: Mapping[str, AttentionMaps], path: str | os.PathLike
 ) -> None:
-    """The picture, and for every model the mean of its tokens' maps and each of them.
+    """Draws the picture, and for each model the mean of its tokens' maps and each single map.
 
     Args:
-      by_model: maps by the model's name. path: the PNG to write.
+      by_model: maps by model name. path: the PNG file to write.
     """
     lines: list[tuple[str, list[tuple[str, Image.Image]]]] = []
     for name, maps in by_model.items():
@@ -86,7 +86,7 @@ def _draw(axes: Axes, label: str, shown: Image.Image) -> None:
 
 
 def save_overlays(picture: Picture, maps: AttentionMaps, folder: Path) -> list[Path]:
-    """all.png and token-01.png … in a folder."""
+    """Writes all.png (the mean) and token-01.png … to a folder, and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     width = max(2, int(math.log10(len(maps.maps))) + 1)
     named = {"all": maps.shares.mean(0)}

@@ -1,4 +1,4 @@
-"""What an evaluation of comprehension leaves to look at: Markdown and HTML."""
+"""The report of a comprehension evaluation, as Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ _JUDGED = (
 
 
 def write_report(out: str | os.PathLike, result: Mapping[str, Any]) -> list[Path]:
-    """Writes both pages and returns their paths. result: as `comprehension.evaluate` gives."""
+    """Writes both pages and returns their paths.
+
+    Args:
+      result: what `evaluate.comprehension.evaluate.evaluate` returns.
+    """
     out, title = Path(out), f"{result['model']} on comprehension"
     parts = ("overall", "aAcc", "fAcc", "qAcc", "with options", "questions", "unclear answers")
     about = [(key, str(v)) for key, v in result.items() if key != "benchmarks"]
@@ -55,7 +59,7 @@ def write_report(out: str | os.PathLike, result: Mapping[str, Any]) -> list[Path
 
 
 def table_of_scores(result: Mapping[str, Any]) -> Table:
-    """Benchmark by mode, and their mean."""
+    """Scores by benchmark and mode, and their means."""
     modes, found = result["modes"], result["benchmarks"]
     rows = [(name, *_row(one, "overall")) for name, one in found.items()]
     scored = [_overall(one) for one in found.values() if None not in _overall(one)]
@@ -66,7 +70,7 @@ def table_of_scores(result: Mapping[str, Any]) -> Table:
 
 
 def _overall(one: Mapping[str, Any]) -> list[float | None]:
-    """By mode; None where there is no score."""
+    """Overall scores by mode; None where there is none."""
     return [scores and scores["overall"] for scores in one["scores"].values()]
 
 

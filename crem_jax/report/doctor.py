@@ -1,4 +1,4 @@
-"""What `crem doctor` leaves behind: index, lists, and histograms of texts and pictures."""
+"""The report of `crem doctor`: index, lists of faults, and histograms of texts and pictures."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SIDES = ("query", "longest candidate", "conversation")
 
 
 def histograms(tokens: np.ndarray, sizes: np.ndarray, path: str | os.PathLike) -> None:
-    """Draws text tokens by side of the records, and megapixels, aspect and visual tokens.
+    """Draws histograms of text tokens, and of the pictures' megapixels, aspect and visual tokens.
 
     Args:
-      tokens: int64 [m, 3]: of the query, of the longest candidate, of the conversation.
-      sizes: int64 [p, 2]: (width, height) of the pictures. path: the PNG to write.
+      tokens: int64 [m, 3], tokens of each record's query, longest candidate and conversation.
+      sizes: int64 [p, 2], (width, height) of the pictures. path: the PNG file to write.
     """
     figure = new_figure(11, 6, 110)
     axes = figure.subplots(2, 3)
@@ -42,7 +42,7 @@ def histograms(tokens: np.ndarray, sizes: np.ndarray, path: str | os.PathLike) -
 
 
 def percentiles(values: np.ndarray, at: Sequence[int] = (50, 90, 99, 100)) -> dict[str, float]:
-    """{"p50": …, …}; empty where there are no values."""
+    """Percentiles by name, {"p50": …, …}; empty if there are no values."""
     if not len(values):
         return {}
     return {f"p{q}": round(float(np.percentile(values, q)), 3) for q in at}
@@ -76,7 +76,8 @@ def write_findings(
     """Writes the index, the lists, the histograms and the report, and returns the report.
 
     Args:
-      source: in words. left_out: reason -> rows that the source itself leaves out.
+      source: description of the source. left_out: reason -> number of rows it leaves out itself.
+      out: the folder to write to.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_index(out / "index.json", diagnosis.good)

@@ -1,4 +1,4 @@
-"""A report of tables and figures, as one HTML file that needs no other, or as Markdown."""
+"""Documents of tables and figures, rendered as a self-contained HTML file or as Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ import jinja2
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """rows: of as many cells as columns; all but the first are aligned to the right."""
+    """A table.
+
+    Attributes:
+      rows: each has as many cells as there are columns; all but the first are right-aligned.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -23,7 +27,11 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """path: of a PNG file."""
+    """A picture with a caption.
+
+    Attributes:
+      path: a PNG file.
+    """
 
     path: Path
     caption: str
@@ -36,7 +44,11 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """text: paragraphs, followed by tables, figures and a block of code."""
+    """A section of a document.
+
+    Attributes:
+      text: paragraphs, followed by the tables, the figures and a block of code.
+    """
 
     title: str
     text: Sequence[str] = ()
@@ -46,7 +58,7 @@ class Section:
 
 
 def html(title: str, sections: Sequence[Section]) -> str:
-    """One page with its pictures inside."""
+    """Renders one HTML page with embedded pictures."""
     source = resources.files("crem_jax").joinpath("assets/report.html.jinja").read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -55,7 +67,7 @@ def html(title: str, sections: Sequence[Section]) -> str:
 
 
 def markdown(title: str, sections: Sequence[Section], folder: Path) -> str:
-    """Markdown whose pictures are linked from `folder`."""
+    """Renders Markdown whose pictures are linked relative to `folder`."""
     parts = [f"# {title}"]
     for section in sections:
         parts += [f"## {section.title}", *section.text]

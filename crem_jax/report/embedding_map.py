@@ -1,4 +1,4 @@
-"""A library's embeddings as a picture: thumbnails where two principal components put them."""
+"""Maps a library: thumbnails placed by the first two principal components of the embeddings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from PIL import Image, ImageDraw
 if TYPE_CHECKING:
     from crem_jax.library.library import Library
 
-_MARGIN = 0.02  # of the range on each side; what lies beyond is moved to the edge
+_MARGIN = 0.02  # quantile cut off on each side; entries beyond it are moved to the edge
 
 
 def projection(library: Library, k: int | None = None) -> tuple[list[str], np.ndarray, float]:
-    """All entries in the plane of the two components along which embeddings vary most.
+    """Projects all embeddings onto their first two principal components.
 
     Args:
-      k: of the prefix of k chorus tokens; None is all.
+      k: number of chorus tokens of the embeddings; None is all.
 
     Returns:
-      ids, float32 [N, 2], and the share of the variance that the plane shows.
+      The ids, coordinates float32 [N, 2], and the share of the variance that they explain.
 
     Raises:
       LibraryError: no embeddings of k chorus tokens are stored.
@@ -50,13 +50,14 @@ def projection(library: Library, k: int | None = None) -> tuple[list[str], np.nd
 def draw_map(
     library: Library, path: str | os.PathLike, k: int | None = None, cells: int = 24, side: int = 64
 ) -> dict:
-    """Draws one entry in every cell of a grid that has any: the one nearest to its middle.
+    """Draws a grid with one entry per non-empty cell, the one nearest to the cell's centre.
 
     Args:
-      path: the PNG to write. cells: along each side. side: of a thumbnail in pixels.
+      path: the PNG file to write. k: as for `projection`.
+      cells: number of cells along each side. side: side of a thumbnail in pixels.
 
     Returns:
-      {"entries", "drawn", "variance"}.
+      {"entries", "drawn", "variance"}: entries in all, entries drawn, share of explained variance.
 
     Raises:
       LibraryError: the library is empty, or has no embeddings of k chorus tokens.
@@ -82,7 +83,7 @@ def draw_map(
 
 
 def _tile(entry, side: int) -> Image.Image:
-    """The entry's thumbnail, or what is known of one without a picture, in a square."""
+    """A square with the entry's thumbnail, or with its text if it has no picture."""
     tile = Image.new("RGB", (side, side), "white")
     if entry.thumbnail:
         image = Image.open(io.BytesIO(entry.thumbnail)).convert("RGB")

@@ -1,4 +1,4 @@
-"""What a model of the embedded world finds and says, and pictures of it to play with."""
+"""The report of a model of the emoji world: searches, answers, and pictures to try it on."""
 
 from __future__ import annotations
 
@@ -20,24 +20,28 @@ if TYPE_CHECKING:
     from crem_jax.inference.model import Model
 
 WORDS = ("tiger", "pizza", "rocket", "crying face", "flag: Japan", "thumbs up: medium skin tone")
-_SEEN, _SCENES = 512, 64  # how many are searched, besides all held-out pictures
+_TRAINED, _SCENES = 512, 64  # training pictures and scenes searched, besides those held out
 _Named = tuple[np.ndarray, tuple[str, ...]]
 
 
 def show(workdir: Path, model: Model) -> list[Path]:
-    """Writes retrieval.png (for models that find), answers.png and the folder pictures."""
+    """Writes retrieval.png (if the model has chorus tokens), answers.png and the folder pictures.
+
+    Returns:
+      The paths written.
+    """
     written = [workdir / "answers.png", workdir / "pictures"]
     rng = np.random.default_rng(0)
     seen, heldout = EmojiPictures("train"), EmojiPictures("heldout")
     by_name = {seen[i].name: i for i in range(len(seen))}
     some = list(dict.fromkeys([by_name[w] for w in (*OBJECTS, *WORDS) if w in by_name]))
     more = [int(i) for i in rng.permutation(len(seen)) if i not in some]
-    emoji = [_named(seen, i) for i in some + more[:_SEEN]]
+    emoji = [_named(seen, i) for i in some + more[:_TRAINED]]
     new = [_named(heldout, int(i)) for i in rng.permutation(len(heldout))]
     scenes = [_scene(i) for i in range(_SCENES)]
     _save_pictures([*emoji[:44], *new[:16], *scenes[:12]], workdir / "pictures")
-    told = [*emoji[len(some) : len(some) + 8], *new[:4], *scenes[:4]]
-    _answers(model, told, [WHAT] * 12 + [SEE] * 4, written[0])
+    shown = [*emoji[len(some) : len(some) + 8], *new[:4], *scenes[:4]]
+    _answers(model, shown, [WHAT] * 12 + [SEE] * 4, written[0])
     if model.config.num_chorus:
         written.insert(0, workdir / "retrieval.png")
         _retrieval(model, [*new, *emoji], scenes, written[0])
@@ -54,17 +58,17 @@ def _scene(index: int) -> _Named:
 
 
 def _save_pictures(pictures: Sequence[_Named], folder: Path) -> None:
-    """PNG files called by what they show."""
+    """Writes PNG files named after what they show."""
     folder.mkdir(parents=True, exist_ok=True)
     for pixels, (name, *_) in pictures:
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         Image.fromarray(pixels).save(folder / f"{slug}.png")
 
 
-def _answers(model: Model, told: Sequence[_Named], questions: list[str], path: Path) -> None:
+def _answers(model: Model, shown: Sequence[_Named], questions: list[str], path: Path) -> None:
     items = [
         {"image": pixels, "text": question}
-        for (pixels, _), question in zip(told, questions, strict=True)
+        for (pixels, _), question in zip(shown, questions, strict=True)
     ]
     native = model.generate(items)
     compressed = native
@@ -72,7 +76,7 @@ def _answers(model: Model, told: Sequence[_Named], questions: list[str], path: P
         compressed = model.generate(items, compressed=True)
     rows = [
         (pixels, next((name for name in names if name in answers), names[0]), *answers)
-        for (pixels, names), *answers in zip(told, native, compressed, strict=True)
+        for (pixels, names), *answers in zip(shown, native, compressed, strict=True)
     ]
     answers_sheet(rows, path)
 
@@ -89,7 +93,7 @@ def _retrieval(model: Model, emoji: list[_Named], scenes: list[_Named], path: Pa
     ranked = _best(model.encode(captions[:3]), model.encode([p for p, _ in scenes]))
     for caption, hits in zip(captions, ranked, strict=False):
         rows.append((caption, [(scenes[i][0], captions[i], captions[i] == caption) for i in hits]))
-    for place in (0, 1, 2, -1, -2):  # the held-out come first, the seen last
+    for place in (0, 1, 2, -1, -2):  # held-out pictures come first, training pictures last
         (hits,) = _best(vectors[[place]], labels)
         pixels, true = emoji[place]
         rows.append((pixels, [(names[i], "", names[i] in true) for i in hits]))

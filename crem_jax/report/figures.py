@@ -1,4 +1,4 @@
-"""Figures of a run as PNG files: its curves, what it finds, and what it says.
+"""Figures of a run as PNG files: training curves, retrieval results, and answers.
 
 matplotlib is imported on first use, so that importing crem_jax stays quick; pyplot and its global
 state are not used.
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Hit = tuple[Picture | str, str, bool | None]
-"""What was found (a str is text, a file is a Path), its label, and whether it is right if known."""
+"""(content, label, whether it is right or None if unknown); a str is text, a Path is a picture."""
 
 _RIGHT, _WRONG, INK, FAINT = "#1a7f37", "#c62828", "#222222", "#8c8c8c"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f5fc4", "#555555")
-_PANELS = {  # title: which metrics it shows; the first that matches takes a metric
+_PANELS = {  # title -> pattern of its metrics; a metric belongs to the first panel that matches
     "evaluation": re.compile(r"^eval/"),
     "learning rate": re.compile(r"(^|/)(lr|learning_rate)$"),
     "loss": re.compile(r"loss"),
@@ -50,7 +50,7 @@ _THUMBNAIL = 320  # pixels; more would not be seen
 
 
 def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Draws what was logged against the step, one panel a kind of metric.
+    """Draws logged metrics against the step, one panel per kind of metric.
 
     Args:
       metrics: one mapping per logged step, with "step" and any of: names containing "loss"; names
@@ -58,10 +58,10 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
         "eval/"; the gradient norm and the measures of speed, waste and waiting. Other names and
         values that are not finite numbers are left out; of two rows of the same step the later one
         counts, as after a resumed run.
-      path: the PNG to write.
+      path: the PNG file to write.
 
     Raises:
-      CremError: nothing to draw.
+      CremError: there is nothing to draw.
     """
     panels = _curves(metrics)
     if not panels:
@@ -94,12 +94,12 @@ def retrieval_grid(
 ) -> None:
     """Draws one line per query: the query, then its first `top` hits, best first.
 
-    Hits known to be right are framed in green, wrong ones in red.
+    Hits known to be right have a green frame, wrong ones a red one.
 
     Args:
-      rows: (query, hits); a query that is a str is text, a file is a Path.
-      path: the PNG to write.
-      top: how many hits to show.
+      rows: (query, hits); a str is text, a Path is a picture file.
+      path: the PNG file to write.
+      top: number of hits to show.
 
     Raises:
       CremError: no rows.
@@ -124,15 +124,15 @@ def retrieval_grid(
 def answers_sheet(
     rows: Sequence[tuple[Picture, str, str, str]], path: str | os.PathLike, *, columns: int = 2
 ) -> None:
-    """Draws pictures, each beside the truth and the native and the compressed answer.
+    """Draws pictures, each with the truth and the native and the compressed answer.
 
-    An answer equal to the truth, but for case and white space, is green with a tick; any other is
-    red with a cross.
+    An answer equal to the truth up to case and white space is green with a tick; any other is red
+    with a cross.
 
     Args:
       rows: (picture, truth, native answer, compressed answer).
-      path: the PNG to write.
-      columns: how many pictures stand side by side.
+      path: the PNG file to write.
+      columns: number of pictures side by side.
 
     Raises:
       CremError: no rows.
@@ -184,7 +184,7 @@ def _number(value: Any) -> float | None:
 def _draw_curve(
     axes: Axes, name: str, points: Mapping[float, float], colour: str, smooth: bool
 ) -> None:
-    """A line; `smooth` draws it faintly, with its running mean over it."""
+    """Draws a curve; with `smooth` faintly, with its running mean on top."""
     steps = np.array(sorted(points))
     values = np.array([points[step] for step in steps])
     if not smooth:
@@ -244,14 +244,18 @@ def thumbnail(picture: Picture) -> Image.Image:
 
 
 def new_figure(width: float, height: float, dpi: int) -> Figure:
-    """An empty white figure of so many inches."""
+    """An empty white figure.
+
+    Args:
+      width, height: in inches. dpi: pixels per inch.
+    """
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes it as PNG."""
+    """Writes a figure as PNG."""
     out = io.BytesIO()
     figure.savefig(out, format="png")
     write_bytes(Path(path), out.getvalue())

@@ -1,4 +1,4 @@
-"""What an evaluation on MMEB leaves to look at: Markdown, HTML, and a chart."""
+"""The report of an MMEB evaluation: Markdown, HTML, and a chart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_report(
     """Writes the chart and both pages, and returns their paths.
 
     Args:
-      name: of the model. about: what else was known of the run, by name.
+      name: the model's name. about: further conditions of the evaluation, by name.
     """
     out = Path(out)
     chart(scores, out / CHART)
@@ -51,14 +51,18 @@ _ABOUT = (
 
 
 def table_of_means(name: str, scores: Sequence[Score], limit: int | None = None) -> Table:
-    """Ours above the published ones. limit: rows that were read of each data set."""
-    ours, part = means(scores), []
+    """The measured means above published ones.
+
+    Args:
+      limit: number of rows that were read of each data set; None is all.
+    """
+    measured, part = means(scores), []
     if len(scores) < len(DATASETS):
         part.append(f"{len(scores)} of {len(DATASETS)} data sets")
     if limit:
         part.append(f"first {limit} rows")
     label = f"{name} ({', '.join(part)})" if part else name
-    rows = [(label, *(_percent(ours[key]) for key in MEANS))]
+    rows = [(label, *(_percent(measured[key]) for key in MEANS))]
     for model, figures in PUBLISHED.items():
         cells = (f"{figures[key]:.1f}" if key in figures else "–" for key in MEANS)
         rows.append((f"{model} (published)", *cells))
@@ -66,7 +70,7 @@ def table_of_means(name: str, scores: Sequence[Score], limit: int | None = None)
 
 
 def chart(scores: Sequence[Score], path: Path) -> None:
-    """Draws a bar of Precision@1 for each data set, with its chance level."""
+    """Draws the Precision@1 of each data set as a bar, with its chance level."""
     figure = new_figure(8, 1.2 + 0.24 * len(scores), dpi=120)
     axes = figure.add_subplot()
     places = range(len(scores))

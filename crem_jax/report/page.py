@@ -1,4 +1,4 @@
-"""A run in one HTML page: curves, figures, what it finds and says, its recipe and surroundings."""
+"""A run as one HTML page: metrics, curves, retrieval, answers, recipe and environment."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _PICTURES = (
 
 
 def write_page(workdir: str | Path, out: str | Path) -> Path:
-    """Writes the page of a run as it is now, finished or not, and returns its path.
+    """Writes the page of a run in its current state, finished or not, and returns its path.
 
     Raises:
-      CremError: there is no run.
+      CremError: `workdir` is not a run.
     """
     workdir, out = Path(workdir), Path(out)
     recipe = _read(workdir / "recipe.json")
@@ -96,7 +96,7 @@ def _datasets(found: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _last(metrics: Sequence[Mapping[str, Any]]) -> Table:
-    """The latest value of everything that was logged."""
+    """The latest value of each logged metric."""
     latest: dict[str, Any] = {}
     for row in metrics:
         latest |= row

@@ -1,4 +1,4 @@
-"""The pictures of a run: its curves, and what its model finds and says in its world."""
+"""The figures of a run: training curves, and retrieval and answers in its world."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from crem_jax.inference.model import Model
 
 SHOWS = {"emoji": emoji.show}
-"""World (`config.evaluate`) → what draws its pictures into a run directory."""
+"""World (`config.evaluate`) -> function that draws its figures into a run directory."""
 
 _LOSSES = {
     "retrieval": "retrieval loss",
@@ -24,10 +24,11 @@ _LOSSES = {
 
 
 def write_report(workdir: str | Path, model: Model, world: str = "") -> list[Path]:
-    """Draws everything a run has to show, and returns the files and folders written.
+    """Draws all figures of a run, and returns the files and folders written.
 
     Args:
-      workdir: the run directory. model: its model. world: a key of SHOWS; others show curves only.
+      workdir: the run directory. model: its model.
+      world: a key of SHOWS; any other value draws the curves only.
     """
     workdir, written = Path(workdir), []
     metrics = read_metrics(workdir / "metrics.jsonl")
@@ -38,6 +39,6 @@ def write_report(workdir: str | Path, model: Model, world: str = "") -> list[Pat
 
 
 def draw_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws a run's metrics as `training_curves` does, its losses called by what they are of."""
+    """Draws a run's metrics with `training_curves`, under readable names of the losses."""
     rows = [{_LOSSES.get(key, key): value for key, value in row.items()} for row in metrics]
     training_curves(rows, path)
