@@ -56,7 +56,7 @@ def evaluate(
     if k is not None and COMPRESSED not in modes:
         raise CremError(f"k = {k} is of compressed answers; the modes are {', '.join(modes)}")
     for mode in modes:
-        model.validate_generate(mode == COMPRESSED, k if mode == COMPRESSED else None)
+        model.runner.validate_generate(mode == COMPRESSED, k if mode == COMPRESSED else None)
     k = k or model.config.num_chorus
     if excel:
         check_excel()

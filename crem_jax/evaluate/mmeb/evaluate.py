@@ -67,7 +67,7 @@ def evaluate(
         measured under other conditions.
     """
     out = Path(out)
-    model.validate_encode(k, dim)
+    model.runner.validate_encode(k, dim)
     k, width = k or model.config.num_chorus, model.config.text.hidden_size
     conditions = {
         "fingerprint": model.fingerprint,
