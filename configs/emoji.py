@@ -3,7 +3,7 @@
 crem train --config=configs/emoji.py --workdir=runs/emoji
 crem train --config=configs/emoji.py:smoke --workdir=runs/smoke        # under a minute
 crem train --config=configs/emoji.py:arm=retrieval_only --workdir=…    # an ablation arm
-crem train --config=configs/emoji.py:chorus=16 --workdir=…             # so many chorus tokens
+crem train --config=configs/emoji.py:chorus=16 --workdir=…             # 16 chorus tokens
 
 Copy this file and change what you like. The recipe it begins with is `crem_jax/configs/emoji.py`;
 all keys, with what they mean: docs/config.md.

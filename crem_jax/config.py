@@ -26,19 +26,19 @@ REMAT = ("none", "full", "dots")
 class TextConfig:
     """The Qwen2 decoder."""
 
-    vocab_size: int = field(doc="Rows of the embedding, chorus tokens included.")
-    hidden_size: int = field(doc="Width D of the residual stream, and of an embedding.")
-    intermediate_size: int = field(doc="Width of the MLP.")
-    num_layers: int = field(doc="Decoder layers.")
-    num_heads: int = field(doc="Query heads; they divide hidden_size.")
-    num_kv_heads: int = field(doc="Key and value heads; they divide num_heads.")
+    vocab_size: int = field(doc="Rows of the embedding matrix, chorus tokens included.")
+    hidden_size: int = field(doc="D: width of the residual stream and of embeddings.")
+    intermediate_size: int = field(doc="Hidden width of the MLP.")
+    num_layers: int = field(doc="Number of decoder layers.")
+    num_heads: int = field(doc="Number of query heads; divides hidden_size.")
+    num_kv_heads: int = field(doc="Number of key-value heads; divides num_heads.")
     mrope_section: tuple[int, int, int] = field(
-        doc="Frequencies of time, height and width; their sum is half the head dimension."
+        doc="Rotary frequencies of time, height and width; they sum to half the head dimension."
     )
-    rms_norm_eps: float = field(1e-6, "Added to the mean square in the norms.")
-    rope_theta: float = field(1_000_000.0, "Base of the rotary embedding's wavelengths.")
-    tie_embeddings: bool = field(True, "The head is the embedding transposed.")
-    max_positions: int = field(32_768, "Longest sequence.")
+    rms_norm_eps: float = field(1e-6, "Epsilon of the RMS norms.")
+    rope_theta: float = field(1_000_000.0, "Base of the rotary position embedding.")
+    tie_embeddings: bool = field(True, "Share the output head's weights with the embedding.")
+    max_positions: int = field(32_768, "Maximum sequence length.")
 
     @property
     def head_dim(self) -> int:
@@ -70,30 +70,31 @@ class VisionConfig:
     norms and a quick-GELU MLP, "qwen2_5_vl" RMS norms and a SwiGLU with biases.
     """
 
-    depth: int = field(doc="Blocks.")
-    embed_dim: int = field(doc="Width of a block.")
-    num_heads: int = field(doc="Heads; embed_dim over them is a multiple of 4.")
-    mlp_ratio: float = field(4, 'Width of the MLP over embed_dim; whole in "qwen2_vl".')
-    style: str = field("qwen2_vl", "Generation of the tower.", choices=STYLES)
+    depth: int = field(doc="Number of transformer blocks.")
+    embed_dim: int = field(doc="Width of the residual stream.")
+    num_heads: int = field(doc="Number of heads; embed_dim / num_heads is a multiple of 4.")
+    mlp_ratio: float = field(4, 'MLP width divided by embed_dim; a whole number in "qwen2_vl".')
+    style: str = field("qwen2_vl", "Generation of the vision tower.", choices=STYLES)
     window_size: int = field(
-        0, 'Side in pixels of the windows within which patches attend, in "qwen2_5_vl".'
+        0, 'Side in pixels of the attention windows of "qwen2_5_vl"; 0 in "qwen2_vl".'
     )
     full_attention_layers: tuple[int, ...] = field(
-        (), "Layers that attend to whole pictures all the same; from `depth` on they name none."
+        (), "Indices of the layers with full attention; indices from `depth` on are ignored."
     )
-    tokens_per_second: int = field(4, "Of videos, which are not read; kept for export.")
-    patch_size: int = field(14, "Side of a patch in pixels.")
-    merge_size: int = field(2, "Side in patches of the groups that become one vision token.")
-    temporal_patch_size: int = field(2, "Frames in a patch; a still picture is repeated.")
-    in_channels: int = field(3, "Colours.")
-    rope_theta: float = field(10_000.0, "Base of the rotary embedding's wavelengths.")
-    min_pixels: int = field(56 * 56, "Smaller pictures are enlarged to so many pixels.")
-    max_pixels: int = field(28 * 28 * 1280, "Larger pictures are shrunk to so many pixels.")
+    tokens_per_second: int = field(4, "Temporal resolution of videos; unused, kept for export.")
+    patch_size: int = field(14, "Side of an image patch in pixels.")
+    merge_size: int = field(2, "Side in patches of the square merged into one vision token.")
+    temporal_patch_size: int = field(2, "Frames in a patch; an image is repeated.")
+    in_channels: int = field(3, "Colour channels of an image.")
+    rope_theta: float = field(10_000.0, "Base of the rotary position embedding.")
+    min_pixels: int = field(56 * 56, "Minimum number of pixels; smaller images are enlarged.")
+    max_pixels: int = field(28 * 28 * 1280, "Maximum number of pixels; larger images are shrunk.")
     image_mean: tuple[float, ...] = field(
-        (0.48145466, 0.4578275, 0.40821073), "Taken from each colour, of 0 to 1."
+        (0.48145466, 0.4578275, 0.40821073), "Mean of each channel, subtracted from values in 0..1."
     )
     image_std: tuple[float, ...] = field(
-        (0.26862954, 0.26130258, 0.27577711), "By which each colour is then divided."
+        (0.26862954, 0.26130258, 0.27577711),
+        "Standard deviation of each channel, which then divides them.",
     )
 
     @property
@@ -138,10 +139,10 @@ class LoRAConfig:
     """Low-rank adapters (arXiv 2106.09685), as `crem_jax.model.lora` has them."""
 
     rank: int = field(16, "Rank of the adapters.", low=1)
-    alpha: float = field(64.0, "Their sum is scaled by alpha / rank.")
+    alpha: float = field(64.0, "Scale of the adapters: their output is multiplied by alpha / rank.")
     targets: tuple[str, ...] = field(
         ("backbone/layers/(q|k|v|o|mlp/(gate|up|down))/kernel",),
-        "Patterns of whole parameter paths; every kernel that one matches is adapted.",
+        "Patterns of whole parameter paths; every kernel that matches one is adapted.",
     )
 
     def __post_init__(self):
@@ -159,24 +160,30 @@ class ModelConfig:
 
     text: TextConfig = field(doc="The decoder's shape.")
     vision: VisionConfig = field(doc="The vision tower's shape, and the sizes of its pictures.")
-    image_token_id: int = field(doc="Row of the token that stands for a vision token.")
-    video_token_id: int = field(doc="Of a video's; kept for export.")
-    vision_start_token_id: int = field(doc="Of the token before a picture.")
-    vision_end_token_id: int = field(doc="Of the token after it.")
-    bos_token_id: int = field(doc="Of the token that begins a text.")
-    eos_token_id: int = field(doc="Of the token that ends a turn.")
-    pad_token_id: int = field(doc="Of the token that fills unused slots.")
-    num_chorus: int = field(0, "K: chorus tokens; 0 is the plain backbone.", low=0)
-    first_chorus_id: int = field(-1, "Row of the first chorus token.")
-    temperature: float = field(0.02, "Of InfoNCE.", above=0)
+    image_token_id: int = field(doc="Token that stands for one vision token of an image.")
+    video_token_id: int = field(doc="Token of a video; unused, kept for export.")
+    vision_start_token_id: int = field(doc="Token before an image.")
+    vision_end_token_id: int = field(doc="Token after an image.")
+    bos_token_id: int = field(doc="Token that begins a text.")
+    eos_token_id: int = field(doc="Token that ends a turn.")
+    pad_token_id: int = field(doc="Token that fills unused slots.")
+    num_chorus: int = field(0, "K: number of chorus tokens; 0 is the plain backbone.", low=0)
+    first_chorus_id: int = field(-1, "Token id of the first chorus token.")
+    temperature: float = field(0.02, "Temperature of InfoNCE.", above=0)
     system_prompt: str = field(
-        "You are a helpful assistant.", "Before every context; '' leaves it out."
+        "You are a helpful assistant.", "System prompt before every context; '': none."
     )
-    dtype: str = field("float32", "Type of the arithmetic.", choices=DTYPES)
-    remat: str = field("none", "What of a layer the backward pass computes anew.", choices=REMAT)
-    unroll: int = field(1, "Layers that are compiled one by one; the rest is a loop.", low=1)
-    attention: str = field("auto", "Kernel of attention, see docs/scale.md.", choices=ATTENTIONS)
-    lora: LoRAConfig | None = field(None, "Adapters; what they do not adapt is then frozen.")
+    dtype: str = field("float32", "Data type of activations and arithmetic.", choices=DTYPES)
+    remat: str = field(
+        "none", "Rematerialisation: which activations the backward pass recomputes.", choices=REMAT
+    )
+    unroll: int = field(
+        1, "Number of layers unrolled in each iteration of the loop over layers.", low=1
+    )
+    attention: str = field("auto", "Attention kernel, see docs/scale.md.", choices=ATTENTIONS)
+    lora: LoRAConfig | None = field(
+        None, "LoRA adapters; all parameters they do not adapt are then frozen."
+    )
 
     def __post_init__(self):
         if self.num_chorus:

@@ -1,4 +1,4 @@
-"""The schema as text: docs/config.md, and a config key by key.
+"""The schema as text: docs/config.md, and the listing of a config.
 
 python -m crem_jax.configs.document > docs/config.md
 """
@@ -15,7 +15,7 @@ from crem_jax.configs.schema.sources import KINDS, PACKAGED, SHARED, SourceConfi
 from crem_jax.configs.schema.values import describe, is_mapping
 
 NAME = "NAME"
-"""Stands for a name of the user's choice, in an open map."""
+"""Placeholder for a name of the user's choice in an open map."""
 
 _HEAD = """\
 # Configuration
@@ -24,19 +24,19 @@ Every key of a config, by section. This page is written from the schema (`crem_j
 by `python -m crem_jax.configs.document > docs/config.md`.
 
 A recipe is a Python file with `get_config(option)`, which gives a ConfigDict. Some ship with the
-package and are asked for by name (`--config=emoji:smoke`); `configs/` has one to copy for each.
-What a recipe leaves out has the default below, and any key can be given by flag, whatever the
-recipe says:
+package and are loaded by name (`--config=emoji:smoke`); `configs/` has a copy of each
+to start your own from. Keys that a recipe leaves out have the defaults below, and any key can be
+set by flag, whether or not the recipe sets it:
 
     crem train --config=own --workdir=runs/own --config.data.sources.mine.limit=500
     crem train --config=own --print_config     # every key of it; with --json as one document
 
-`NAME` stands for a name of your choice: a flag may use a new one. A flag below `model.lora`, which
-is `None` unless a recipe has adapters, makes that section. Tuples are written
-`--config.loss.dims=(16,32)`, and `--config.mesh[1]=4` sets one element; `None` is written as that.
+`NAME` stands for a name of your choice; a flag may introduce a new one. A flag below `model.lora`,
+which is `None` unless a recipe sets it, creates that section. Tuples are written
+`--config.loss.dims=(16,32)`, and `--config.mesh[1]=4` sets one element; `None` is written `None`.
 
-*unset* in `model`: with `init_from`, what is unset is as that model has it; from scratch it has the
-default in brackets, or is required. Shapes that contradict the model in `init_from` are an error.
+Keys of `model` may be *unset*: with `init_from` they are then taken from that model; from scratch
+they have the default in brackets or are required. Shapes that contradict `init_from` are an error.
 """
 
 
@@ -45,7 +45,8 @@ class Documented:
     """A key of the schema.
 
     Attributes:
-      path: with NAME for names of the user's choice. kind: of the source, for its arguments.
+      path: dotted, with NAME for names of the user's choice.
+      kind: the kind of source whose argument it is.
       section: the dataclass that declares it.
     """
 
@@ -93,12 +94,12 @@ def _below(section: type, partial: bool, where: str, kind: str = "") -> Iterator
 
 
 def _only_map(node: tree.Node) -> bool:
-    """Whether the key has no value but an open map."""
+    """Whether an open map is the only type of the key."""
     return is_mapping(node.hint)
 
 
 def markdown() -> str:
-    """docs/config.md."""
+    """The text of docs/config.md."""
     lines, table = [_HEAD.rstrip()], None
     for each in all_keys():
         head = (each.path.rpartition(".")[0], each.kind)
@@ -151,7 +152,7 @@ def _default(each: Documented) -> str:
 
 
 def listing(config: TrainConfig) -> str:
-    """Every key of a config with its value, one a line."""
+    """Every key of a config with its value, one per line."""
     lines, section = [], ""
     for path, value in _flat(config.to_dict()):
         head = path.partition(".")[0] if "." in path else ""

@@ -3,7 +3,7 @@
 crem train --config=emoji --workdir=runs/emoji
 crem train --config=emoji:smoke --workdir=runs/smoke        # under a minute
 crem train --config=emoji:arm=retrieval_only --workdir=…    # an ablation arm
-crem train --config=emoji:chorus=16 --workdir=…             # so many chorus tokens
+crem train --config=emoji:chorus=16 --workdir=…             # 16 chorus tokens
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from crem_jax.configs.fields import ConfigError
 from crem_jax.configs.schema import complete, default_config
 
 FIRST_CHORUS = 2014
-"""Row of the packaged tokenizer's first chorus token; the rest of the vocabulary is spare."""
+"""Row of the packaged tokenizer's first chorus token; the rows after it are free."""
 
 ARMS = {
     "retrieval_only": dict(generation=0.0),
@@ -24,8 +24,8 @@ ARMS = {
     "strategy_only": dict(),
     "crem": dict(),
 }
-"""The arms of the paper's Table 3 by their losses; those of WITHOUT_CHORUS have no chorus prompt
-either, the token that ends a turn is read in its place (docs/ablation.md)."""
+"""The arms of the paper's Table 3 by their losses; those of WITHOUT_CHORUS also have no chorus:
+the end-of-turn token takes its place (docs/ablation.md)."""
 
 WITHOUT_CHORUS = ("retrieval_only", "generation_only", "joint_no_compression", "strategy_only")
 
@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
             num_kv_heads=4,
             mrope_section=(2, 7, 7),
             max_positions=1024,
-            rope_theta=10.0,  # sequences are short, and places on a 6 x 6 grid must differ
+            rope_theta=10.0,  # sequences are short, and positions on a 6 x 6 grid must differ
         ),
         vision=dict(
             depth=3,
@@ -127,7 +127,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _chorus(config: ConfigDict, count: str) -> None:
-    """K chorus tokens, or the token that ends a turn in their place."""
+    """Sets K chorus tokens, or the end-of-turn token in their place."""
     k = 1 if count == "eos" else int(count)
     config.model.chorus_token = "<|im_end|>" if count == "eos" else ""
     if k == 1:
@@ -146,7 +146,7 @@ def _system_prompt(config: ConfigDict) -> None:
 
 
 def _heterogeneous(config: ConfigDict) -> None:
-    """As many pairs and conversations, but no picture serves both."""
+    """The same numbers of pairs and conversations, but no record has both."""
     data = config.data
     for source, bucket in (("emoji", "picture"), ("scenes", "scene")):
         arguments = data.sources[source].to_dict()

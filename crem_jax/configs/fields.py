@@ -1,7 +1,7 @@
-"""One key of a configuration: type, default, bounds and a line of docs, declared at one place.
+"""Config keys declared in one place: type, default, bounds and a line of documentation.
 
-A section is a frozen dataclass whose fields are made by `field`. What reads, fills, checks and
-documents sections is `crem_jax.configs.schema`.
+A section is a frozen dataclass whose fields are made by `field`; `crem_jax.configs.schema` reads,
+fills, checks and documents sections.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from crem_jax.errors import CremError
 
 
 class ConfigError(CremError):
-    """A configuration names something this library does not implement, or contradicts itself."""
+    """A config has an unknown key, an invalid value, or values that contradict each other."""
 
 
 PARTIAL = "partial"
-"""Where the metadata of a field made by `partial` has the section."""
+"""Key of a field's metadata that holds the section, for fields made by `partial`."""
 
 REQUIRED: Any = object()
-"""Stands for the default of a key that has none."""
+"""Sentinel for the default of a required key."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What is known of a key beside its type and default.
+    """Documentation and constraints of a key.
 
     Attributes:
-      doc: one line. low, high: inclusive bounds. above: exclusive lower bound.
-      choices: the values there are.
-      scratch: the default where nothing else gives the key a value (see `unset`).
+      doc: one line of documentation. low, high: inclusive bounds. above: exclusive lower bound.
+      choices: the allowed values; empty allows any.
+      scratch: the default when training from scratch, for keys that may be unset (see `unset`).
     """
 
     doc: str = ""
@@ -45,7 +45,7 @@ class Key:
 
 
 def field(default: Any = REQUIRED, doc: str = "", **bounds: Any) -> Any:
-    """A dataclass field with its docs and bounds, see `Key`; without a default it is required."""
+    """A dataclass field with documentation and bounds (see `Key`); required without a default."""
     metadata = {"key": Key(doc, **bounds)}
     if isinstance(default, Mapping):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
@@ -55,14 +55,14 @@ def field(default: Any = REQUIRED, doc: str = "", **bounds: Any) -> Any:
 
 
 def unset(cls: type, name: str) -> Any:
-    """The key `name` of another section where it may be left unset (None)."""
+    """A field like `name` of dataclass `cls`, but optional: None, its default, leaves it unset."""
     (found,) = (f for f in dataclasses.fields(cls) if f.name == name)
     key = dataclasses.replace(key_of(found), scratch=default_of(found))
     return dataclasses.field(default=None, metadata={"key": key})
 
 
 def partial(section: type, doc: str) -> Any:
-    """A field for the keys of another section, each of which may be left unset."""
+    """A field for a mapping of another section's keys, each of which may be left unset."""
     metadata = {"key": Key(doc), PARTIAL: section}
     return dataclasses.field(default_factory=dict, metadata=metadata)
 
@@ -79,17 +79,17 @@ def key_of(found: dataclasses.Field) -> Key:
 
 
 def check(section: Any, where: str) -> None:
-    """Raises ConfigError for the first value of a dataclass that is out of its bounds.
+    """Raises ConfigError for the first field of a dataclass that is out of its bounds.
 
     Args:
-      where: the section's place in a config.
+      where: the section's path in a config, for errors.
     """
     for each in dataclasses.fields(section):
         check_value(getattr(section, each.name), key_of(each), f"{where}.{each.name}")
 
 
 def check_value(value: Any, key: Key, where: str) -> None:
-    """Raises ConfigError if the value, or one in it, is out of the key's bounds; None never is."""
+    """Raises ConfigError if a value or an element of it is out of the key's bounds; None passes."""
     if value is None:
         return
     if isinstance(value, Mapping):
@@ -124,7 +124,7 @@ def _expectation(key: Key) -> str:
 
 
 def refuse_unknown(given: Iterable[str], known: Sequence[str], where: str) -> None:
-    """Raises ConfigError for the first key that the section `where` ("" is the whole) has not."""
+    """Raises ConfigError for the first key unknown to the section at `where`; "" is the root."""
     unknown = sorted(set(given) - set(known))
     if not unknown:
         return

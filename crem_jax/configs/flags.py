@@ -1,8 +1,8 @@
-"""Flags on top of a recipe: `--config.optim.lr=1e-4`.
+"""Command-line flags that override a recipe: `--config.optim.lr=1e-4`.
 
-Types come from the schema, whatever stands there. A flag below an optional section (`model.lora`)
-makes it, and an open map (`data.sources.NAME`) takes new names, which are completed by their
-schema.
+Types come from the schema, not from the value that is replaced. A flag below an optional section
+(`model.lora`) creates it, and an open map (`data.sources.NAME`) takes new names, completed with the
+defaults of their schema.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _KIND = re.compile(r"data\.sources\.[^.]+\.kind")
 
 
 def apply_flags(config: ConfigDict, flags: Sequence[str], file: str) -> ConfigDict:
-    """The config, completed by the schema's defaults, with the keys that flags give.
+    """Sets the keys given by flags, adds the schema's defaults, and returns the config.
 
     Args:
-      flags: `--config.KEY=VALUE`, or with the value as the next one; `--config.KEY` alone is true.
+      flags: `--config.KEY=VALUE` or `--config.KEY VALUE`; `--config.KEY` alone means true.
         `KEY[I]` is the element of a tuple.
-      file: names the config in errors.
+      file: the name of the config, for errors.
 
     Raises:
-      ConfigError: an unknown key, whose neighbours are named, or a value that it cannot have.
+      ConfigError: an unknown key (the message names similar ones), or an invalid value.
     """
     given = list(_split(flags))
     with config.unlocked(), config.ignore_type():
-        # A kind decides which other keys there are.
+        # The kind of a source decides which other keys it has.
         for key, index, text in sorted(given, key=lambda flag: not _KIND.fullmatch(flag[0])):
             _set(config, key, index, text, file)
         return complete(config)
@@ -85,7 +85,7 @@ def _set(config: ConfigDict, key: str, index: str | None, text: str, file: str) 
 def _below(
     config: ConfigDict, node: tree.Node, there: Any, path: str, name: str, key: str, file: str
 ) -> tree.Node:
-    """The node of the key `name` below a node, at `path` where `there` is."""
+    """The node of key `name` below `node`, whose values at `path` are `there`."""
     if node.items is not None and name:
         return node.items
     own = path.rpartition(".")[2]
@@ -103,7 +103,7 @@ def _below(
 
 
 def _element(value: Any, index: int, text: str, node: tree.Node, flag: str) -> Any:
-    """The tuple with another element."""
+    """The tuple with one element replaced by a flag's text."""
     if not isinstance(value, tuple | list) or index >= len(value):
         raise ConfigError(f"{flag}={text}: the value is {value!r}, it has no element {index}")
     changed = [repr(each) for each in value]
@@ -112,7 +112,7 @@ def _element(value: Any, index: int, text: str, node: tree.Node, flag: str) -> A
 
 
 def _change_kind(source: ConfigDict, name: str, kind: str) -> None:
-    """Forgets what the recipe left at the defaults of another kind, which this one may not take."""
+    """Drops the defaults of the former kind that the new kind does not take."""
     before = source.get("kind") or name
     if kind == before or before not in KINDS or kind not in KINDS:
         return

@@ -1,10 +1,11 @@
-"""A mixture of three formats on one small model: how a run on MMEB, ShareGPT-4V and tfds is set up.
+"""A mixture of three formats on one small model: how to set up a run on MMEB, ShareGPT-4V and tfds.
 
 python -m crem_jax.data.emoji.example_files data/emoji         # the packaged emoji in all formats
 crem prepare data/emoji/mmeb data/emoji/prepared               # MMEB format, as ArrayRecord shards
-crem train --config=mixture --workdir=runs/mixture             # :smoke ends in a minute
+crem train --config=mixture --workdir=runs/mixture             # :smoke takes a minute
 
-For the data of the field put its paths here, and model, loss and optimiser of `qwen2_vl_2b.py`.
+For full-size data sets, set their paths here and take the model, loss and optimiser of
+`qwen2_vl_2b.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from crem_jax.configs.fields import ConfigError
 from crem_jax.configs.schema import complete
 
 EMOJI = Path(__file__).parents[1] / "assets" / "emoji" / "1.0.0"
-"""The emoji that ship with the package, as tensorflow-datasets stores them."""
+"""The packaged emoji, in the layout of tensorflow-datasets."""
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg not in ("", "smoke"):
         raise ConfigError(f"unknown config option {arg!r}; expected 2b or smoke")
     config = embedded()
-    config.evaluate = config.best_metric = ""  # there is nothing to measure it by yet
+    config.evaluate = config.best_metric = ""  # no evaluation data yet
     config.steps = 200
     config.eval_every = config.checkpoint_every = 100
     config.model.vision.max_pixels = 64 * 64  # small, to be quick on a CPU

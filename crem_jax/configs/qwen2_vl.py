@@ -1,4 +1,4 @@
-"""What the Qwen2-VL recipes share: sizes, data, losses, optimiser, and the options of both.
+"""The common part of the Qwen2-VL recipes: sizes, data, losses, optimiser and options.
 
 crem plan  --config=qwen2_vl_2b --topology=v5e:16x16             # what it needs, before renting
 crem train --config=qwen2_vl_2b --workdir=gs://bucket/run --config.init_from=models/2b
@@ -16,7 +16,7 @@ from crem_jax.configs.fields import ConfigError
 from crem_jax.configs.schema import complete, default_config
 
 CHIPS = 256
-"""The batch is cut for this many: each holds all of its rows at once. `chips=N` is for fewer."""
+"""Chips the batch is sized for: each holds all of its rows at once. `chips=N` is for fewer."""
 
 FEW_CHIPS = dict(small=1280, medium=192, large=64)
 """Rows of the picture buckets that need not divide by 256, and so follow the sizes of pictures:
@@ -92,7 +92,7 @@ def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
     config.eval_every = 500
     config.checkpoint_every = 250
     config.evaluate = ""
-    config.mesh = (1, -1, 1)  # data, fsdp, tensor; -1 is whatever is left
+    config.mesh = (1, -1, 1)  # data, fsdp, tensor; -1: all remaining devices
     config.init_from = f"models/qwen2-vl-{size}"
 
     config.model.update(
@@ -139,7 +139,7 @@ def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
         symmetric=False,
         z_loss=0.0,
         vocab_chunk=20_000,
-        chunk_rows=dict.fromkeys(config.data.buckets, 0),  # `chips=N` says it
+        chunk_rows=dict.fromkeys(config.data.buckets, 0),  # set by `chips=N`
         cache_vision=False,
     )
     config.optim.update(
@@ -167,7 +167,7 @@ def recipe(size: str, arg: str = "", lr: float = 2e-5) -> ConfigDict:
 
 
 def _smoke(config: ConfigDict) -> None:
-    """Random weights of a tiny shape on the packaged emoji: all of the recipe in a minute."""
+    """Random weights of a tiny shape on the packaged emoji: the whole recipe in a minute."""
     config.init_from = ""
     config.steps, config.log_every = 4, 1
     config.eval_every = config.checkpoint_every = 4
@@ -191,14 +191,14 @@ def _smoke(config: ConfigDict) -> None:
 
 
 def _frozen_vision(config: ConfigDict) -> None:
-    """The vision tower stays as it is: no gradient, no moments, one pass instead of two."""
+    """Freezes the vision tower: no gradient, no moments, one forward pass instead of two."""
     config.optim.rates = (*config.optim.rates, ("vision/.*", 0.0))
     config.optim.frozen_dtype = "bfloat16"
     config.loss.cache_vision = True
 
 
 def _lora(config: ConfigDict) -> None:
-    """Adapters on the decoder's projections, as VLM2Vec has them; all else is frozen."""
+    """LoRA on the decoder's projections, as in VLM2Vec; all else but the chorus is frozen."""
     config.model.lora = dict(
         rank=16,
         alpha=64.0,
@@ -210,7 +210,7 @@ def _lora(config: ConfigDict) -> None:
 
 
 def _chips(config: ConfigDict, count: str) -> None:
-    """The same batch on fewer chips, in chunks: each holds as many rows as one of CHIPS does."""
+    """The same batch on fewer chips, in chunks of as many rows a chip as with CHIPS chips."""
     if not count.isdecimal() or int(count) < 1 or CHIPS % int(count):
         raise ConfigError(f"config option chips={count}: {CHIPS} is no multiple of that")
     buckets = config.data.buckets

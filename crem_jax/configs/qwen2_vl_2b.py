@@ -1,6 +1,6 @@
 """CREM on Qwen2-VL-2B: retrieval and generation over one compression, full fine-tuning.
 
-Where the paper (arXiv 2602.19091) is silent, the settings of VLM2Vec-V2. See `qwen2_vl.py`.
+Settings that the paper (arXiv 2602.19091) does not give are those of VLM2Vec-V2. See `qwen2_vl.py`.
 """
 
 from ml_collections import ConfigDict

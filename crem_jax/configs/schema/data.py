@@ -13,11 +13,15 @@ from crem_jax.configs.schema.sources import SourceConfig
 class BucketSpec:
     """One static shape of S = `slots`, P = `patches`, T = `target_slots` and A = `answers`."""
 
-    slots: int = field(doc="Tokens of a context, chorus included.", low=0)
-    patches: int = field(doc="Patches of its pictures; 0: text only.", low=0)
-    rows: int = field(doc="Contexts per global batch.", low=0)
-    target_slots: int = field(0, "Tokens of a conversation; 0: it holds none.", low=0)
-    answers: int = field(0, "Answer tokens among them.", low=0)
+    slots: int = field(doc="S: tokens of a context, chorus tokens included.", low=0)
+    patches: int = field(
+        doc="P: image patches of a context; 0 makes it a bucket for text only.", low=0
+    )
+    rows: int = field(doc="Contexts of this shape in a global batch.", low=0)
+    target_slots: int = field(
+        0, "T: tokens of a conversation; 0: the bucket holds no conversations.", low=0
+    )
+    answers: int = field(0, "A: answer tokens of a conversation, the ones with a loss.", low=0)
 
     def __post_init__(self):
         check(self, "bucket")
@@ -30,31 +34,36 @@ class BucketSpec:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
-    """The shape and the make-up of a global batch.
+    """The shapes and the composition of a global batch.
 
-    A batch holds either exactly so many `records` of each source, or `batch` records of a mixture
-    by `weights`, of which every `block` consecutive ones come from one source.
+    A batch holds either a fixed number of `records` of each source, or `batch` records of a mixture
+    by `weights`, in which every `block` of consecutive records comes from one source.
     """
 
-    buckets: Mapping[str, BucketSpec] = field(doc="The static shapes, by name.")
-    candidates: int = field(doc="M: room for positives and hard negatives.", low=0)
-    records: Mapping[str, int] = field({}, "Records of this source per global batch.", low=0)
+    buckets: Mapping[str, BucketSpec] = field(doc="Static shapes of contexts, by name.")
+    candidates: int = field(
+        doc="M: room for positives and hard negatives in a global batch.", low=0
+    )
+    records: Mapping[str, int] = field({}, "Records of this source in every global batch.", low=0)
     weights: Mapping[str, float] = field(
         {},
-        "Share of this source in a mixture of `batch` records, in place of `records`.",
+        "Relative weight of this source in a mixture; used instead of `records`.",
         above=0,
         high=1e9,
     )
-    batch: int = field(0, "Records per global batch of a mixture.", low=0)
+    batch: int = field(0, "Records in a global batch of a mixture (with `weights`).", low=0)
     block: int = field(
-        1, "So many consecutive samples of the global batch come from one source.", low=1
+        1, "Number of consecutive samples of a mixture that come from one source.", low=1
     )
-    positives: int = field(8, "Positives that a record may have.", low=1)
+    positives: int = field(8, "Maximum number of positives of a record.", low=1)
     keep: float = field(
-        0.9, "Least share of its vision tokens that a picture keeps in its bucket.", above=0, high=1
+        0.9,
+        "Minimum share of its vision tokens that an image keeps when shrunk to fit a bucket.",
+        above=0,
+        high=1,
     )
     carry: int = field(
-        0, "Room for records that find no free row and wait for the next batch.", low=0
+        0, "Maximum number of records without a free row that wait for the next batch.", low=0
     )
 
     def __post_init__(self):
@@ -70,24 +79,24 @@ class BatchSpec:
 
     @property
     def samples(self) -> int:
-        """New records per batch."""
+        """New records in a batch."""
         return self.batch or sum(self.records.values())
 
     @property
     def queries(self) -> int:
-        """Q: room for the new and the carried ones."""
+        """Q: room for queries, those of new records and of records carried over."""
         return self.samples + self.carry
 
     @property
     def names(self) -> list[str]:
-        """The sources, in the order they are numbered."""
+        """The names of the sources, in the order in which they are numbered."""
         return sorted(self.records or self.weights)
 
     def local(self, count: int) -> BatchSpec:
-        """One of `count` processes' equal share.
+        """The equal share of one of `count` processes.
 
         Raises:
-          ConfigError: something does not divide.
+          ConfigError: a size is not a multiple of `count`.
         """
 
         def share(what: str, number: int) -> int:
@@ -115,24 +124,22 @@ class BatchSpec:
 class DataConfig(BatchSpec):
     """What a global batch is made of, where its records come from, and how they are loaded."""
 
-    sources: Mapping[str, SourceConfig] = field({}, "Where records come from, by name.")
-    shards: int = field(
-        0, "Parts of which a batch is put together, whatever the processes; 0: as many.", low=0
+    sources: Mapping[str, SourceConfig] = field({}, "The data sources, by name.")
+    shards: int = field(0, "Shards that make up a batch; 0: one per process.", low=0)
+    workers: int = field(
+        0, "Worker processes that prefetch batches; 0 loads in the main process.", low=0
     )
-    workers: int = field(0, "Processes that load ahead; 0: none.", low=0)
-    threads: int = field(2, "Threads that load, in each of them.", low=1)
+    threads: int = field(2, "Loading threads in each worker process.", low=1)
     max_bad_fraction: float = field(
-        0.02, "More unusable records than this share, of at least 100, end a run.", low=0, high=1
+        0.02, "Maximum share of unusable records, of at least 100; more end the run.", low=0, high=1
     )
-    fast_jpeg: bool = field(
-        False, "Decode large JPEGs at a half, a quarter or an eighth of their size."
-    )
+    fast_jpeg: bool = field(False, "Decode large JPEGs at 1/2, 1/4 or 1/8 of their size.")
     fast_resize: bool = field(
-        False, "Resize by SIMD instructions: other by 1 or 2 of 255 (crem_jax[fast])."
+        False, "Resize with SIMD instructions (crem_jax[fast]); pixels differ by 1 or 2 of 255."
     )
 
     @property
     def spec(self) -> BatchSpec:
-        """The batch alone."""
+        """The batch specification alone."""
         names = [each.name for each in dataclasses.fields(BatchSpec)]
         return BatchSpec(**{name: getattr(self, name) for name in names})

@@ -10,47 +10,62 @@ from crem_jax.config import ModelConfig
 from crem_jax.configs.fields import ConfigError, Key, check, check_value, field
 
 ELASTIC_K = ("uniform", "halves", "short")
-"""Distributions of the truncated chorus' length over 1..K: all alike; K, K/2, K/4, … 1 alike; and
-k with a probability proportional to 1/k. Of halves, the retrieval loss has all in every step: their
-mean costs no more than a few products of the embeddings."""
+"""Distributions of the truncated chorus length k: uniform over 1..K; uniform over K, K/2, K/4, … 1;
+and proportional to 1/k over 1..K. With "halves" the retrieval loss averages over all these lengths
+in every step, which costs no more than a few products of the embeddings."""
 
 TEMPERATURES = (0.005, 1.0)
-"""Bounds of a learnt temperature: a step that would lead beyond one ends there."""
+"""Bounds of a learnt temperature, which is clipped to them after every step."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Loss:
-    """Keys that the compiled step takes as they stand in a config.
+    """Keys that the compiled step takes from a config unchanged.
 
-    `elastic`: so that any k works at inference, the truncated embedding has that weight in the
-    retrieval loss, and that share of the compressed samples is truncated.
-    `dims`: prefixes of the embedding that shall work on their own (Matryoshka, arXiv 2205.13147).
-    The truncated embedding of a step has the first k chorus tokens and the first d numbers, d drawn
-    from these and D; `elastic` is its weight.
+    `elastic` makes every k work at inference: it is the weight of the truncated embedding in the
+    retrieval loss, and the share of the compressed samples whose chorus is truncated.
+    `dims` are prefixes of the embedding trained to work on their own (Matryoshka, arXiv
+    2205.13147). The truncated embedding of a step pools the first k chorus tokens and keeps the
+    first d dimensions, d drawn from `dims` and D; `elastic` is its weight.
     """
 
-    retrieval: float = field(1.0, "α_r; 0 leaves the loss out of the compiled step.", low=0.0)
-    generation: float = field(1.0, "α_g, likewise.", low=0.0)
+    retrieval: float = field(
+        1.0, "Weight α_r of the retrieval loss; 0 leaves it out of the compiled step.", low=0.0
+    )
+    generation: float = field(
+        1.0, "Weight α_g of the generation loss; 0 leaves it out of the compiled step.", low=0.0
+    )
     p_compressed: float = field(
-        0.5, "Probability of z = 1 for each sample: answers from the chorus.", low=0, high=1
+        0.5, "Probability that a sample is answered from its chorus alone (z = 1).", low=0, high=1
     )
     elastic: float = field(
-        0.5, "Weight and share of samples whose chorus is cut to a random k.", low=0, high=1
+        0.5,
+        "Weight of the truncated embedding, and share of samples truncated to k tokens.",
+        low=0,
+        high=1,
     )
-    elastic_k: str = field("halves", "How that k is drawn from 1..K.", choices=ELASTIC_K)
+    elastic_k: str = field(
+        "halves", "Distribution of the truncated chorus length k over 1..K.", choices=ELASTIC_K
+    )
     dims: tuple[int, ...] = field(
-        (), "Prefixes of the embedding that shall work on their own; they need elastic.", low=1
+        (), "Embedding prefixes that work on their own (Matryoshka); needs elastic > 0.", low=1
     )
-    learn_temperature: bool = field(False, "Train model.temperature from where it starts.")
-    symmetric: bool = field(True, "InfoNCE in both directions.")
+    learn_temperature: bool = field(
+        False, "Learn the InfoNCE temperature, with model.temperature as its initial value."
+    )
+    symmetric: bool = field(
+        True, "InfoNCE in both directions, query to target and target to query."
+    )
     z_loss: float = field(
-        0.0, "Weight of the squared log of the softmax's denominator in generation.", low=0.0
+        0.0,
+        "Weight of the z-loss, the squared log of the softmax denominator, in generation.",
+        low=0.0,
     )
     vocab_chunk: int = field(
-        0, "At most so many rows of the vocabulary have logits at a time; 0: all.", low=0
+        0, "Maximum number of vocabulary rows whose logits are in memory at a time; 0: all.", low=0
     )
     cache_vision: bool = field(
-        False, "With chunks and a frozen vision tower: keep its outputs, run it once."
+        False, "Run a frozen vision tower once per step and keep its outputs (with chunk_rows)."
     )
 
     def __post_init__(self):
@@ -58,21 +73,23 @@ class _Loss:
         if not self.retrieval and not self.generation:
             raise ConfigError("loss.retrieval and loss.generation are both 0; nothing to train")
         if self.dims and not self.elastic:
-            raise ConfigError("loss.dims needs loss.elastic above 0: the weight of the short ones")
+            raise ConfigError(
+                "loss.dims needs loss.elastic above 0: the weight of the truncated embeddings"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig(_Loss):
-    """How the step trains: static in the compiled program.
+    """The objective of a training step, static in the compiled program.
 
     Attributes:
       temperature: of InfoNCE.
-      chunk_rows: (bucket, rows) pairs: so many rows of the global batch are in memory at a time,
-        see `grad_cache`; a bucket that is not named is one chunk. Empty trains the whole batch at
-        once.
+      chunk_rows: (bucket, rows) pairs, the number of rows of the global batch in memory at a time
+        (see `grad_cache`); a bucket that is not named is one chunk. If empty, the whole batch is
+        trained at once.
 
     Raises:
-      ConfigError: a value is out of its range, or contradicts another.
+      ConfigError: a value is out of its bounds, or contradicts another.
     """
 
     temperature: float = 0.02
@@ -84,7 +101,7 @@ class LossConfig(_Loss):
         if self.learn_temperature and not low <= self.temperature <= high:
             raise ConfigError(
                 f"model.temperature = {self.temperature} is not in {low}..{high}, the bounds of "
-                "one that is learnt (loss.learn_temperature)"
+                "a learnt temperature (loss.learn_temperature)"
             )
         super().__post_init__()
 
@@ -94,16 +111,16 @@ class LossSection(_Loss):
     """The objective: retrieval and generation over one compression of every context."""
 
     temperature: float | None = field(
-        None, "Of InfoNCE where it is not model.temperature.", above=0
+        None, "Temperature of InfoNCE; None: that of model.temperature.", above=0
     )
     chunk_rows: int | Mapping[str, int] = field(
         {},
-        "Rows of a bucket in memory at a time (GradCache), one number or by bucket; 0: all.",
+        "Rows in memory at a time (GradCache), for all buckets or by bucket; 0: all rows.",
         low=0,
     )
 
     def check_buckets(self, buckets: Collection[str]) -> None:
-        """Raises ConfigError if chunk_rows names a bucket that there is not."""
+        """Raises ConfigError if chunk_rows names an unknown bucket."""
         for name in self.chunk_rows if isinstance(self.chunk_rows, Mapping) else ():
             if name not in buckets:
                 names = ", ".join(sorted(buckets))
@@ -112,10 +129,10 @@ class LossSection(_Loss):
                 )
 
     def of_step(self, model: ModelConfig, buckets: Collection[str]) -> LossConfig:
-        """What the step of a model takes.
+        """The objective of a training step of this model.
 
         Raises:
-          ConfigError: it contradicts the model.
+          ConfigError: the section contradicts the model.
         """
         self.check_buckets(buckets)
         chunks = self.chunk_rows

@@ -1,4 +1,4 @@
-"""`model`: the model of a run from scratch, or how the one in `init_from` is run."""
+"""`model`: the shape of a model trained from scratch, or changes to the one in `init_from`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ _OF_THE_RUN = ("dtype", "remat", "unroll", "attention", "temperature", "system_p
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
-    """What a recipe says of its model; what it leaves unset is as `init_from` has it.
+    """The model of a recipe; keys left unset are taken from `init_from`.
 
     Attributes:
       text, vision: the keys of TextConfig and VisionConfig that are set.
     """
 
     text: Mapping[str, Any] = partial(TextConfig, "The decoder's shape.")
-    vision: Mapping[str, Any] = partial(VisionConfig, "The vision tower's shape, and pictures.")
+    vision: Mapping[str, Any] = partial(
+        VisionConfig, "The vision tower's shape, and the sizes of its images."
+    )
     num_chorus: int | None = unset(ModelConfig, "num_chorus")
     chorus_token: str = field(
-        "", "A token of the tokenizer that is read in place of a chorus, such as <|im_end|>."
+        "", "An existing token to use as the only chorus token, such as <|im_end|>."
     )
     temperature: float | None = unset(ModelConfig, "temperature")
     system_prompt: str | None = unset(ModelConfig, "system_prompt")
@@ -33,10 +35,10 @@ class ModelSection:
     unroll: int | None = unset(ModelConfig, "unroll")
     attention: str | None = unset(ModelConfig, "attention")
     lora: LoRAConfig | None = field(
-        None, "Adapters; what they do not adapt is then frozen, but for the chorus."
+        None, "LoRA adapters; all other parameters except the chorus are then frozen."
     )
 
     def running(self) -> dict[str, Any]:
-        """The keys that are set of those that say how a model is run, not what it is."""
+        """The keys set here that say how a model is run, not what its parameters are."""
         values = {key: getattr(self, key) for key in _OF_THE_RUN}
         return {key: value for key, value in values.items() if value is not None}

@@ -1,7 +1,7 @@
 """`data.sources.NAME`: the arguments of every kind of source.
 
-What reads a kind is `crem_jax.data.sources.registry.SOURCES`; a constructor there has the
-arguments of its kind here.
+`crem_jax.data.sources.registry.SOURCES` has the constructor of every kind; it takes the arguments
+declared here.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ HALVES = ("retrieval", "turns")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """What every kind of source takes."""
+    """The keys of every source, whatever its kind."""
 
-    kind: str = field("", "What reads it, one of the kinds below; default: its name.")
+    kind: str = field("", "Kind of the source, one of those below; default: its name.")
     index: str | None = field(
-        None, "A file that `crem doctor` wrote: only its good records are read."
+        None, "Index file written by `crem doctor`: only records it lists as good are read."
     )
-    limit: int | None = field(None, "At most so many records, chosen by a shuffle.", low=1)
-    limit_seed: int = field(0, "Of that shuffle.", low=0)
-    only: str | None = field(None, "The half of every record that is trained on.", choices=HALVES)
+    limit: int | None = field(
+        None, "Maximum number of records, chosen at random; None: all.", low=1
+    )
+    limit_seed: int = field(0, "Seed of the choice made by `limit`.", low=0)
+    only: str | None = field(None, "Train on one half of every record; None: both.", choices=HALVES)
 
     @classmethod
     def own(cls) -> list[str]:
-        """Names of the arguments that are the kind's own."""
+        """Names of the arguments specific to the kind."""
         return [each.name for each in dataclasses.fields(cls) if each.name not in SHARED]
 
     def arguments(self) -> dict[str, Any]:
-        """The kind's own arguments."""
+        """The arguments specific to the kind, by name."""
         return {name: getattr(self, name) for name in self.own()}
 
     def selection(self) -> dict[str, Any]:
@@ -47,77 +49,85 @@ SHARED = tuple(each.name for each in dataclasses.fields(SourceConfig))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmojiConfig(SourceConfig):
-    """Single emoji, which ship with the package."""
+    """Single emoji, shipped with the package."""
 
-    split: str = field("train", "train, validation, heldout or all.")
+    split: str = field("train", "Split: train, validation, heldout or all.")
     size: int = field(48, "Side of the square picture in pixels.", low=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesConfig(SourceConfig):
-    """Scenes of emoji, drawn as they are read."""
+    """Scenes of several emoji, drawn on the fly."""
 
-    split: str = field("train", "train or heldout.")
-    negatives: int = field(3, "Captions with one wrong attribute, as hard negatives.", low=0)
+    split: str = field("train", "Split: train or heldout.")
+    negatives: int = field(
+        3, "Hard negatives of a record: captions with one wrong attribute.", low=0
+    )
     size: int = field(96, "Side of the square picture in pixels.", low=1)
-    turns: int = field(3, "Questions and answers of a record.", low=0)
-    text: float = field(0.0, "Share of the scenes with a word or number on a sign.", low=0, high=1)
+    turns: int = field(3, "Question-answer turns of a record.", low=0)
+    text: float = field(
+        0.0, "Share of scenes that show a sign with a word or number.", low=0, high=1
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FolderConfig(SourceConfig):
-    """Pictures of a folder, each with a text or a JSON object beside it."""
+    """Images of a folder, each with a text file or a JSON file of the same name."""
 
-    path: str = field(doc="The folder.")
-    name_as_text: bool = field(False, "A picture with nothing beside it is described by its name.")
-    bare: bool = field(False, "A picture with nothing beside it is only searched for.")
+    path: str = field(doc="Path of the folder; subfolders are included.")
+    name_as_text: bool = field(False, "Use the file name as the text of an image that has none.")
+    bare: bool = field(False, "Allow images without text; they can be searched, not trained on.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JsonlConfig(SourceConfig):
-    """Your own data, one JSON object a line."""
+    """Your own data, one JSON object per line."""
 
-    path: str = field(doc="The file.")
+    path: str = field(doc="Path of the JSONL file.")
     image_root: str | None = field(
-        None, "Folder that picture paths are relative to; default: the file's."
+        None, "Root of relative image paths; default: the folder of the file."
     )
-    bare: bool = field(False, "Records with nothing to learn are only searched for.")
+    bare: bool = field(
+        False, "Allow records with nothing to learn; they can be searched, not trained on."
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MmebConfig(SourceConfig):
     """MMEB-train and its hard-negative variants."""
 
-    path: str = field(doc="Folder of the subsets.")
-    subset: str | tuple[str, ...] | None = field(None, "A name, or several; default: all.")
-    split: str = field("original", "original or diverse_instruction.")
+    path: str = field(doc="Folder that holds the subsets.")
+    subset: str | tuple[str, ...] | None = field(
+        None, "One subset or several, by name; default: all."
+    )
+    split: str = field("original", "Split: original or diverse_instruction.")
     image_root: str | None = field(
-        None, "Folder that picture paths are relative to; default: what fits of PATH, PATH/images."
+        None, "Root of relative image paths; default: PATH or PATH/images, whichever fits."
     )
     cap: int | Mapping[str, int] | str | None = field(
-        None, "Rows of a subset at most: a number, a number by subset, or vlm2vec-v2."
+        None, "Maximum rows of a subset: one number, a number by subset, or vlm2vec-v2."
     )
-    seed: int = field(0, "Of the shuffle that chooses them.", low=0)
+    seed: int = field(0, "Seed of the choice made by `cap`.", low=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShareGptConfig(SourceConfig):
     """Conversations in the format of ShareGPT-4V and LLaVA."""
 
-    path: str = field(doc="The .json or .jsonl file.")
+    path: str = field(doc="Path of the .json or .jsonl file.")
     image_root: str | None = field(
-        None, "Folder that picture paths are relative to; default: the file's."
+        None, "Root of relative image paths; default: the folder of the file."
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TfdsConfig(SourceConfig):
-    """What `crem prepare` wrote, or any tensorflow-datasets data set stored as ArrayRecord."""
+    """The output of `crem prepare`, or any TFDS data set stored as ArrayRecord."""
 
-    path: str = field(doc="The directory with dataset_info.json, or one above it.")
-    split: str = field("train", "Such as train, or a part of it: train[:1000].")
+    path: str = field(doc="Directory with dataset_info.json, or a parent of it.")
+    split: str = field("train", "Split, such as train, or a slice of one, such as train[:1000].")
     features: Mapping[str, str] | str | None = field(
-        None, "What of a record is in which feature, or the name of such a map (docs/data.md)."
+        None, "Map from parts of a record to features, or the name of one (docs/data.md)."
     )
 
 
@@ -132,14 +142,14 @@ KINDS: MutableMapping[str, type[SourceConfig]] = {
 }
 
 PACKAGED = tuple(KINDS)
-"""Those that ship with the package; `registry.register` adds others."""
+"""The kinds that ship with the package; `registry.register` adds others."""
 
 
 def kind_of(name: str, values: Mapping[str, Any], where: str) -> type[SourceConfig]:
-    """The schema of a source by its `kind`, which is its name unless it says another.
+    """The schema of a source by its `kind`, which defaults to its name.
 
     Raises:
-      ConfigError: there is no such kind.
+      ConfigError: the kind is unknown.
     """
     kind = values.get("kind") or name
     if kind not in KINDS:
@@ -150,7 +160,7 @@ def kind_of(name: str, values: Mapping[str, Any], where: str) -> type[SourceConf
 
 
 def check_arguments(cls: type[SourceConfig], values: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError for an argument that a kind does not take, or one that it lacks."""
+    """Raises ConfigError for an argument unknown to the kind, or a required one that is missing."""
     kind, own = values["kind"], cls.own()
     unknown = sorted(set(values) - {*own, *SHARED})
     if unknown:

@@ -17,32 +17,36 @@ from crem_jax.configs.schema.model import ModelSection
 from crem_jax.configs.schema.optim import OptimConfig
 
 EVAL = "eval/"
-"""Begins the names of what an evaluation measures."""
+"""Prefix of the names of evaluation metrics."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A run, as every part of the library below the command line sees it."""
+    """The checked configuration of a run, used by everything below the command line."""
 
-    seed: int = field(0, "Of the parameters, the batches and all that is drawn in a step.")
-    steps: int = field(1000, "Training steps.", low=1)
-    log_every: int = field(10, "Steps between lines of metrics.jsonl.", low=1)
-    eval_every: int = field(500, "Steps between evaluations.", low=1)
-    checkpoint_every: int = field(0, "Steps between checkpoints; 0: as between evaluations.", low=0)
-    max_nonfinite: int = field(10, "So many skipped steps in a row end the run.", low=1)
-    peak_flops: float = field(
-        0.0, "Of one device, for the utilisation; 0: what is known of its kind.", low=0.0
+    seed: int = field(0, "Random seed of the initial weights, the batches and every training step.")
+    steps: int = field(1000, "Number of training steps.", low=1)
+    log_every: int = field(10, "Number of steps between lines of metrics.jsonl.", low=1)
+    eval_every: int = field(500, "Number of steps between evaluations.", low=1)
+    checkpoint_every: int = field(
+        0, "Number of steps between checkpoints; 0: the value of eval_every.", low=0
     )
-    best_metric: str = field("", "What the best checkpoint is the best by: eval/NAME.")
-    evaluate: str = field("emoji", "What the model is measured in as it trains; '': nothing.")
+    max_nonfinite: int = field(
+        10, "End the run after this many consecutive steps that are not finite.", low=1
+    )
+    peak_flops: float = field(
+        0.0, "Peak FLOP/s of one device, for MFU; 0: looked up by its kind.", low=0.0
+    )
+    best_metric: str = field("", "Metric that selects the best checkpoint, such as eval/NAME.")
+    evaluate: str = field("emoji", "Evaluation during training, by name; '': none.")
     mesh: tuple[int, int, int] = field(
-        (-1, 1, 1), "Devices along data, fsdp and tensor; one -1 is whatever is left."
+        (-1, 1, 1), "Devices along data, fsdp and tensor; one may be -1: all remaining devices."
     )
     init_from: str = field(
-        "", "A model directory, a run or a Hugging Face one to start from; '': random weights."
+        "", "Initial weights: a model, run or Hugging Face directory; '': random."
     )
-    model: ModelSection = field(doc="The model.")
-    data: DataConfig = field(doc="The batches.")
+    model: ModelSection = field(doc="The model and how it is run.")
+    data: DataConfig = field(doc="The batches and their sources.")
     loss: LossSection = field(doc="The objective.")
     optim: OptimConfig = field(doc="The optimiser.")
 
@@ -62,7 +66,7 @@ class TrainConfig:
 
     @staticmethod
     def of(config: TrainConfig | ConfigDict | Mapping[str, Any]) -> TrainConfig:
-        """The checked config of what a recipe says; what it leaves out has the schema's default.
+        """The checked config of a recipe; keys it leaves out have the schema's defaults.
 
         Raises:
           ConfigError: an unknown key, a value of another type or out of its bounds, or values that
@@ -73,12 +77,12 @@ class TrainConfig:
         return tree.build(TrainConfig, fill(config))
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as JSON holds it, every key there."""
+        """The config in JSON types, with every key."""
         return json.loads(json.dumps(fill(dataclasses.asdict(self))))
 
 
 def fill(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config and the schema's defaults for all that it leaves out."""
+    """The values of a config, with the schema's defaults for the keys it leaves out."""
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     filled = tree.fill(TrainConfig, values)
     if not filled["init_from"] and isinstance(filled["model"], dict):
@@ -87,18 +91,18 @@ def fill(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """The same config with the schema's defaults for all that it leaves out."""
+    """Adds the schema's defaults for missing keys to a config, in place, and returns it."""
     _add(config, tree.fill(TrainConfig, config.to_dict()))
     return config
 
 
 def default_config() -> ConfigDict:
-    """A config with every key at its default; what has none is None."""
+    """A config with every key at its default; required keys are None."""
     return ConfigDict(tree.fill(TrainConfig, {}), type_safe=False)
 
 
 def _from_scratch(model: dict[str, Any]) -> dict[str, Any]:
-    """Without weights to start from, what is unset has a default of its own."""
+    """The model section of a run from scratch: unset keys get the default of the model config."""
     nodes, scratch = tree.keys_of(ModelSection), dict(model)
     for name, node in nodes.items():
         if node.partial and isinstance(model[name], dict):

@@ -1,4 +1,4 @@
-"""Sections as a tree: what keys there are, filled with their defaults, checked and built.
+"""The tree of config sections: listing keys, filling in defaults, checking and building.
 
 A section is a dataclass. A key of it is a leaf, a section (which may be optional: None until one
 of its keys is given), or an open map from any name to a leaf or a section.
@@ -32,8 +32,8 @@ class Node:
 
     Attributes:
       hint: its type. default: REQUIRED if it has none.
-      section: the dataclass whose keys are below it. partial: they may be left unset.
-      items: what is below any name, of an open map.
+      section: the dataclass whose keys are below it. partial: whether they may be left unset.
+      items: of an open map, the node below any name.
     """
 
     hint: Any
@@ -48,16 +48,19 @@ class Node:
         return self.default is None
 
     def initial(self) -> Any:
-        """What it holds before anything is said."""
+        """The value before a recipe or a flag sets one."""
         if self.default is not REQUIRED:
             return self.default
         return {} if self.items or self.section else None
 
     def below(self, name: str, value: Mapping[str, Any], where: str) -> dict[str, Node]:
-        """The keys below it. name: its own; value: what it holds; where: its place.
+        """The nodes below it, by key.
+
+        Args:
+          name: its own key. value: the mapping it holds. where: its path, for errors.
 
         Raises:
-          ConfigError: it is a source of no known kind.
+          ConfigError: it is a source of an unknown kind.
         """
         if self.section is None:
             return {}
@@ -99,9 +102,9 @@ def _node(hint: Any, key: Key, default: Any) -> Node:
 
 
 def fill(section: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a section, with the defaults of all that they leave out or None.
+    """The values of a section, with defaults for keys that are missing or None.
 
-    Keys that are not known stay, for `build` to refuse.
+    Unknown keys stay, for `build` to refuse.
     """
     return _filled(Node(section, section=section), "", values)
 
@@ -127,11 +130,11 @@ def _filled(node: Node, name: str, value: Any) -> Any:
 
 
 def build(section: type, values: Mapping[str, Any], where: str = "") -> Any:
-    """The dataclass of filled values. `where` is the section's place, "" that of the whole.
+    """Builds the dataclass of filled values. `where` is the section's path; "" is the root.
 
     Raises:
-      ConfigError: an unknown key, a value of another type or out of its bounds, a key that is
-        required and not set, or what the dataclass itself refuses.
+      ConfigError: an unknown key, a value of another type or out of its bounds, a required key
+        that is not set, or values that the dataclass itself refuses.
     """
     nodes = keys_of(section)
     if issubclass(section, SourceConfig):
@@ -170,24 +173,24 @@ def _built(node: Node, name: str, value: Any, where: str) -> Any:
     try:
         return build(section, value, where)
     except ConfigError as error:
-        # A section of which there are many does not know its own place.
+        # A section below an open map does not know its own path.
         raise error if where in str(error) else ConfigError(f"{where}: {error}") from error
 
 
 def source_config(kind: str, arguments: Mapping[str, Any], where: str) -> SourceConfig:
-    """The checked arguments of a source.
+    """Builds the checked arguments of a source.
 
     Raises:
-      ConfigError: an unknown kind, or an argument that it does not take, lacks or cannot have.
+      ConfigError: the kind is unknown, or an argument is unknown, missing or invalid.
     """
     node = Node(SourceConfig, section=SourceConfig)
     return _built(node, kind, _filled(node, kind, {**arguments, "kind": kind}), where)
 
 
 def leaves(section: type, values: Mapping[str, Any]) -> Iterator[str]:
-    """The paths of all keys, those of open maps for the names that the values have.
+    """The paths of all keys; below open maps, of the names that `values` holds.
 
-    An optional section that is None has its keys too: one of them would make it.
+    The keys of an optional section that is None are included: setting one creates the section.
     """
     yield from _leaves(Node(section, section=section), "", values, "")
 

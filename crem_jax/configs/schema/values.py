@@ -1,4 +1,4 @@
-"""Values of keys: whether they are of their type, and how a flag spells them."""
+"""Values of config keys: type checks, and parsing from a flag's text."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class _WrongType(TypeError):
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:
-    """The value of a key; lists become tuples, path objects texts.
+    """A value checked against the type of its key; lists become tuples, path objects strings.
 
-    A whole number stays one where any number will do.
+    An integer given for a float stays an int.
 
     Raises:
-      ConfigError: it is of another type.
+      ConfigError: the value is of another type.
     """
     try:
         return _typed(value, hint)
@@ -35,10 +35,10 @@ def typed(value: Any, hint: Any, where: str) -> Any:
 
 
 def parsed(text: str, hint: Any, where: str) -> Any:
-    """The value that a flag's text means for a key of that type.
+    """Parses a flag's text as a value of the key's type.
 
     Raises:
-      ConfigError: it means none.
+      ConfigError: the text is no such value.
     """
     try:
         return _parsed(text, hint)
@@ -47,7 +47,7 @@ def parsed(text: str, hint: Any, where: str) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """A type in words."""
+    """A type in words, for messages and docs/config.md."""
     if hint in _NAMES:
         return _NAMES[hint]
     arguments = typing.get_args(hint)
@@ -108,11 +108,11 @@ def _typed(value: Any, hint: Any) -> Any:
 
 
 def _parsed(text: str, hint: Any, alone: bool = True) -> Any:
-    """alone: one value without brackets is a tuple of it."""
+    """alone: a single value without brackets is read as a tuple of one."""
     if is_union(hint):
         if is_optional(hint) and text.lower() in ("none", "null"):
             return None
-        # A text is tried last: all can be read as one.
+        # str is tried last: every text can be read as one.
         kinds = sorted(typing.get_args(hint), key=lambda kind: kind is str)
         return _first(kinds, lambda kind: _parsed(text, kind, alone=str not in kinds))
     if hint in (str, Any):
