@@ -1,4 +1,4 @@
-"""How many requests are inside at one time, and how long each may stay."""
+"""Admission of requests: bounds their number, and sets each one's deadline."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _deadline: contextvars.ContextVar[float] = contextvars.ContextVar("deadline")
 
 
 def deadline() -> float:
-    """`time.monotonic` at which the request that is worked on here is too late."""
+    """The deadline of the current request, as `time.monotonic`."""
     return _deadline.get()
 
 
 async def in_thread(threads: Executor, call: Callable[..., T], *args: object) -> T:
-    """What a function returns, called in another thread; TimeoutError at the deadline."""
+    """Calls a function in another thread; raises TimeoutError at the request's deadline."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(deadline() - time.monotonic()):
         return await loop.run_in_executor(threads, functools.partial(call, *args))
 
 
 class Admission:
-    """Lets requests in, up to a limit.
+    """Admits requests up to a limit.
 
     Args:
-      job_seconds: gives the mean time of a request, for `Retry-After`.
+      job_seconds: returns the mean seconds of a request, for `Retry-After`.
     """
 
     def __init__(self, limits: Limits, metrics: Metrics, job_seconds: Callable[[], float]):
@@ -46,13 +46,13 @@ class Admission:
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[Callable[[], None]]:
-        """Counts one request in, and sets its deadline.
+        """Admits one request and sets its deadline.
 
         Yields:
-          What counts it out, if that is known before the end.
+          A function that releases its place early.
 
         Raises:
-          Busy: too many are inside.
+          Overloaded: too many requests are admitted.
         """
         if self.inside >= self._limits.requests:
             seconds = math.ceil(self.inside * self._job_seconds())

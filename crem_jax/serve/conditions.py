@@ -1,7 +1,7 @@
-"""Conditions of requests, before a database reads them.
+"""Checks the filters (`where`) of requests before they reach a database.
 
-A condition is an expression on the columns of entries. What it may not do is call functions that
-build values of any size, or be so long that its nesting costs the parser its stack.
+A filter is an expression on the columns of entries. It may not call functions that build values of
+any size, nor be so long or deeply nested that it exhausts the parser's stack.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import re
 from crem_jax.serve.errors import ApiError
 
 LONGEST = 2000
-"""Characters of a condition."""
+"""Largest number of characters of a filter."""
 
 DEEPEST = 16
-"""Brackets in one another."""
+"""Largest nesting depth of brackets."""
 
 _WORDS = {"and", "or", "not", "in", "between", "like", "ilike", "is"}
 _FUNCTIONS = {
@@ -24,7 +24,7 @@ _FUNCTIONS = {
     *("regexp_like", "regexp_match"),
 }
 
-_REFUSED = {"`", ";", "$", "--", "/*"}  # comments would hide what is called
+_REFUSED = {"`", ";", "$", "--", "/*"}  # comments would hide function calls
 
 _TOKENS = re.compile(
     r"'(?:[^']|'')*'|\"(?:[^\"\\]|\\.)*\"|[A-Za-z_]\w*|[\[(]|[\])]|--|/\*|\S", re.DOTALL
@@ -32,7 +32,7 @@ _TOKENS = re.compile(
 
 
 def check_condition(where: str) -> None:
-    """Raises ApiError 400 unless a condition is one that a request may set."""
+    """Raises ApiError 400 if a filter is not allowed in a request."""
     if len(where) > LONGEST:
         raise _refused(f"has {len(where)} characters; expected at most {LONGEST}")
     if "\0" in where:

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's interface has them: {"error": {"message", "type", "param", "code"}}."""
+"""Errors in the format of OpenAI's API: {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """A request that cannot be answered.
+    """An error response.
 
     Attributes:
-      status: of HTTP. param: the part of the request that is to blame. code: names the case.
+      status: the HTTP status. param: the offending part of the request, or None.
+      code: a machine-readable name of the error, or None. headers: of the response.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class ApiError(Exception):
 
     def to_json(self) -> dict:
         """The body of the response."""
-        # What a request said may hold halves of surrogate pairs, which no encoder takes.
+        # Text from a request may contain lone surrogates, which cannot be encoded.
         message = str(self).encode("utf-8", "replace").decode()
         kind = _TYPES.get(self.status, "invalid_request_error")
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
@@ -53,28 +54,28 @@ class ApiError(Exception):
 
 
 class Overloaded(ApiError):
-    """Too much is waiting; `Retry-After` says for how many seconds to stay away."""
+    """429: too many requests; `Retry-After` gives the seconds to wait."""
 
     def __init__(self, seconds: int, message: str = "the server is busy; try again later"):
         super().__init__(429, message, code="busy", headers={"Retry-After": str(seconds)})
 
 
 class DeadlineExceeded(ApiError):
-    """The deadline has passed."""
+    """504: the request's deadline has passed."""
 
     def __init__(self, seconds: float):
         super().__init__(504, f"no answer within {seconds:g} seconds", code="deadline")
 
 
 def answer_for(error: Exception, deadline: float | None = None) -> ApiError:
-    """What a caller is told of any exception.
+    """The error response for any exception.
 
-    A CremError is his own fault, and he gets its words. All else is not: he gets 503 for an OSError
-    or an Unavailable, which may pass, 500 for a bug, and the number under which the log has the
-    traceback.
+    A CremError is the caller's fault: its message is returned with a 4xx. Everything else is not:
+    an OSError or Unavailable, which may pass, gives 503, any other exception 500, each with a
+    number under which the log has the traceback.
 
     Args:
-      deadline: the seconds that a TimeoutError means; None if there is no deadline here.
+      deadline: the deadline in seconds that a TimeoutError refers to; None if there is none.
     """
     if isinstance(error, ApiError):
         return error

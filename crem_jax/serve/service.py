@@ -1,4 +1,4 @@
-"""What the server can do, for its HTTP routes and its page alike."""
+"""The operations of the server, used by its HTTP routes and its page."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from crem_jax.serve.limits import Limits
 from crem_jax.serve.metrics import Metrics
 
 ANSWER_TOKENS = 64
-"""Tokens of an answer unless a request says otherwise."""
+"""Default for the largest number of tokens of an answer."""
 
 
-_SEARCHERS = 4  # threads that wait for the library
+_SEARCHERS = 4  # threads for library calls
 
 
 class Service:
-    """A model, and a library of it, for many callers at one time.
+    """A model, optionally with a library, for many concurrent callers.
 
-    Its coroutines run within `admission.admitted()`.
+    Its coroutines must run within `admission.admitted()`.
 
     Args:
-      name: what the model is called. library: of this model, or None.
-      fetcher: for remote pictures; None refuses all.
+      name: the model's name. library: a library made with this model, or None.
+      limits: None is the default Limits. fetcher: fetches remote pictures; None refuses them.
 
     Raises:
-      LibraryError: the library is another model's.
+      LibraryError: the library belongs to another model.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Service:
 
     @property
     def draining(self) -> bool:
-        """Whether no new requests come in any more."""
+        """Whether the server is shutting down and admits no more requests."""
         return self.drains.is_set()
 
     @property
@@ -81,7 +81,7 @@ class Service:
         return "ok" if self._reader.healthy else "stuck"
 
     def close(self) -> None:
-        """Waits for what is being worked on, but for pictures that are still being decoded."""
+        """Waits for running jobs, except for pictures that are still being decoded."""
         self._reader.close()
         self._engine.close()
         self._searching.shutdown()
@@ -92,10 +92,10 @@ class Service:
         k: int | None = None,
         dim: int | None = None,
     ) -> tuple[np.ndarray, int]:
-        """Embeddings, float32 [N, D], and how many tokens were read.
+        """Embeds items: (float32 [N, D or dim], number of input tokens).
 
         Args:
-          items: (text, pictures) each.
+          items: N pairs (text, pictures). k, dim: as for `Model.encode`.
         """
         self.runner.validate_encode(k, dim)
         rows = await asyncio.gather(*(self._reader.row(*item) for item in items))
@@ -115,7 +115,12 @@ class Service:
         limit: int | None = None,
         sampling: Sampling = GREEDY,
     ) -> tuple[AsyncIterator[AnswerChunk], int]:
-        """An answer piece by piece, and how many tokens the question and its pictures have."""
+        """Starts an answer: (its chunks, number of input tokens).
+
+        Args:
+          text: the question. turns: earlier (question, answer) pairs.
+          compressed, k: as for `Model.generate`. limit: largest number of answer tokens.
+        """
         self.runner.validate_generate(compressed, k)
         limit = self._limit(limit)
         row, question = await self._reader.conversation(text, pictures, turns)
@@ -131,7 +136,7 @@ class Service:
         limit: int | None = None,
         sampling: Sampling = GREEDY,
     ) -> list[AsyncIterator[AnswerChunk]]:
-        """Answers from the memories of entries of the library, one for each id."""
+        """Starts answers from the stored memories of library entries, one for each id."""
         library = self._library()
         limit = self._limit(limit)
         if k is not None and k > library.info.memory_k:
@@ -156,7 +161,7 @@ class Service:
         top: int = 10,
         where: str | None = None,
     ) -> list[Hit]:
-        """Entries of the library nearest to words, a picture, or both, best first."""
+        """Library entries nearest to text, pictures, or both, best first; see `Library.search`."""
         library = self._library()
         library.info.column(k)
         if top > self.limits.top:
@@ -170,7 +175,7 @@ class Service:
         """An entry of the library.
 
         Raises:
-          ApiError: 404, there is none of this id.
+          ApiError: 404, there is no entry with this id.
         """
         (entry,) = await in_thread(self._searching, self._library().get, [name])
         if entry is None:

@@ -1,4 +1,4 @@
-"""Answers that are made together: batches of one group and one shape."""
+"""Batches of answers that are generated together, of one group and one shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crem_jax.types import PAD, Memory, join_memories
 
 
 class AnswerBatch:
-    """Answers in the making and the jobs that wait for them, row by row."""
+    """Answers being generated, and their jobs, by row."""
 
     def __init__(self, jobs: Sequence[Answer], stream: AnswerStream, memory: Memory):
         self.jobs, self._stream = list(jobs), stream
@@ -33,7 +33,7 @@ class AnswerBatch:
 
     @property
     def over(self) -> bool:
-        """Whether nobody waits for more."""
+        """Whether no job of the batch wants more tokens."""
         pairs = zip(self.jobs, self._stream.ended, strict=True)
         return self._dropped or all(ended or not job.wanted for job, ended in pairs)
 
@@ -42,11 +42,11 @@ class AnswerBatch:
         return time.monotonic() - self._began
 
     def drop(self) -> None:
-        """Gives up."""
+        """Stops generating."""
         self._dropped = True
 
     def advance(self) -> int:
-        """Makes a token of every answer and hands it over; returns how many were made."""
+        """Generates and sends a token of every answer; returns the number of tokens generated."""
         open_rows = [row for row, ended in enumerate(self._stream.ended) if not ended]
         pieces = self._stream.advance()
         counts = self._stream.counts
@@ -59,7 +59,7 @@ class AnswerBatch:
 def start_answers(
     runner: Runner, shapes: CompiledShapes, group: AnswerGroup, jobs: Sequence[Answer]
 ) -> Iterator[AnswerBatch]:
-    """Batches of these jobs, all of one group, their contexts compressed."""
+    """Yields batches of jobs of one group, with their contexts compressed."""
     sampling = group.sampling.for_batch()
     for members, memory in _memories(runner, shapes, group, jobs):
         if group.source != "native":
@@ -76,7 +76,7 @@ def start_answers(
 def _memories(
     runner: Runner, shapes: CompiledShapes, group: AnswerGroup, jobs: Sequence[Answer]
 ) -> Iterator[tuple[list[Answer], Memory]]:
-    """The jobs with their memories, by shape; rows past the jobs only fill a batch up."""
+    """Yields (jobs, their memories) by shape; memory rows beyond the jobs are padding."""
     if group.source == "stored":
         memory = join_memories([job.context for job in jobs])
         size = shapes.rows(len(jobs), memory.region.shape[1])

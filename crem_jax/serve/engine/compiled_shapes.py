@@ -1,4 +1,4 @@
-"""Shapes that have been compiled already are used again, rather than compiling more of them."""
+"""Reuses shapes that are already compiled, to bound the number of compilations."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from crem_jax.types import Context
 
 
 class CompiledShapes:
-    """Takes a known shape if it is at most `waste` times too large on every axis, else a new one.
+    """Chooses a known shape if it is at most `waste` times too large on every axis, else a new one.
 
-    So no stream of requests, however varied, makes the server compile more than a few shapes: each
-    new one of a kind lies outside the reach of all others.
+    So requests of any sizes make the server compile only few shapes: each new one of a kind is
+    beyond the reach of all others.
     """
 
     def __init__(self, waste: int = 2):
@@ -22,7 +22,7 @@ class CompiledShapes:
         self._known: dict[Hashable, set[tuple[int, ...]]] = {}
 
     def fit(self, kind: Hashable, *wanted: int) -> tuple[int, ...]:
-        """A shape at least as large on every axis, for what is compiled as `kind`."""
+        """A shape at least as large as `wanted` on every axis, for functions of `kind`."""
         known = self._known.setdefault(kind, set())
         near = [
             shape
@@ -34,15 +34,15 @@ class CompiledShapes:
         return min(near, key=sum, default=wanted)
 
     def rows(self, count: int, kind: Hashable) -> int:
-        """Rows of the batch that holds `count` of a kind: a power of two."""
+        """The batch size for `count` rows of a kind, a power of two."""
         return self.fit(("rows", kind), 1 << (count - 1).bit_length())[0]
 
     def batches(
         self, rows: Sequence[ContextRow], config: ModelConfig
     ) -> Iterator[tuple[list[int], Context]]:
-        """Padded contexts of all rows, each with the numbers of the rows it begins with.
+        """Yields (indices of rows, padded context) until all rows are covered.
 
-        What follows those in a batch only fills it up.
+        A context begins with the given rows; any further rows are padding.
         """
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, row in enumerate(rows):

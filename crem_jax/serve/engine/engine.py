@@ -1,7 +1,7 @@
-"""One thread that owns the model: what has queued up meanwhile is worked on together.
+"""The engine: one thread that owns the model and batches queued jobs.
 
-In turn it embeds one batch, begins answers as long as there is room, and makes one token of every
-answer; so neither long answers nor many embeddings keep the others waiting for long.
+In turn it embeds one batch, starts answers while there is room, and generates one token of every
+answer, so neither long answers nor many embeddings block the others for long.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from crem_jax.serve.engine.jobs import Answer, AnswerGroup, Embed, Job
 from crem_jax.serve.errors import ApiError, answer_for
 from crem_jax.serve.metrics import Metrics
 
-_MEMORY = 0.9
-"""How much of the mean time of a job is kept when another one is done."""
+_DECAY = 0.9
+"""Decay of the moving average of a job's time."""
 
 
 class Engine:
-    """Works on jobs. Made and closed by its owner; all else by `submit`.
+    """Runs jobs in its own thread; its owner closes it.
 
     Args:
-      rows: embeddings in a batch, and answers in the making, at one time.
+      rows: largest number of embeddings in a batch, and of answers generated at a time.
     """
 
     def __init__(self, runner: Runner, rows: int, metrics: Metrics):
@@ -49,7 +49,7 @@ class Engine:
         return self._thread.is_alive()
 
     def submit(self, job: Job) -> None:
-        """Puts a job in the queue.
+        """Queues a job.
 
         Raises:
           ApiError: 503, the engine is closed.
@@ -62,7 +62,7 @@ class Engine:
             self._changed.notify()
 
     def close(self) -> None:
-        """Ends the thread when all jobs are done."""
+        """Finishes all jobs and ends the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -71,7 +71,7 @@ class Engine:
     def _run(self) -> None:
         try:
             self._work()
-        except Exception as error:  # of its own, not of a batch: nothing is answered any more
+        except Exception as error:  # in the engine itself, not in a batch: it cannot go on
             with self._changed:
                 self._closed = True
                 made = [job for batch in self._active for job in batch.jobs]
@@ -87,7 +87,7 @@ class Engine:
             self._metrics.answering.set(sum(batch.size for batch in self._active))
 
     def _wait(self) -> bool:
-        """Returns when there is something to do; False when there never will be again."""
+        """Waits for work; False if the engine is closed and has none left."""
         with self._changed:
             while not (self._embeds or self._answers or self._active):
                 if self._closed:
@@ -132,7 +132,7 @@ class Engine:
         for job in jobs:
             job.send(states[first : first + len(job.rows)])
             first += len(job.rows)
-        self._learn(time.monotonic() - began, len(jobs))
+        self._update_mean(time.monotonic() - began, len(jobs))
 
     def _states(self, rows: Sequence[ContextRow]) -> np.ndarray:
         """Chorus states, float32 [N, K, D]."""
@@ -169,16 +169,16 @@ class Engine:
                 self._metrics.first_token.labels(job.group.source).observe(waited)
                 job.begun = True
         if batch.over:
-            self._learn(batch.seconds, batch.size)
+            self._update_mean(batch.seconds, batch.size)
 
-    def _learn(self, seconds: float, jobs: int) -> None:
-        self.job_seconds = _MEMORY * self.job_seconds + (1 - _MEMORY) * seconds / jobs
+    def _update_mean(self, seconds: float, jobs: int) -> None:
+        self.job_seconds = _DECAY * self.job_seconds + (1 - _DECAY) * seconds / jobs
 
     def _count(self) -> None:
         self._metrics.waiting.set(len(self._embeds) + len(self._answers))
 
 
 def _fail(jobs: Sequence[Job], error: Exception) -> None:
-    answer = answer_for(error)  # one number for all of a batch, which fails as one
+    answer = answer_for(error)  # one log number for the whole batch
     for job in jobs:
         job.send(answer)

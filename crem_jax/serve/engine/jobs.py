@@ -1,4 +1,4 @@
-"""What the engine works on: embeddings to make, and answers to give."""
+"""The engine's jobs: embeddings and answers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from crem_jax.types import Memory
 
 @dataclasses.dataclass(frozen=True)
 class AnswerChunk:
-    """A piece of an answer.
+    """A chunk of a streamed answer.
 
     Attributes:
-      text: what is new. ended: None, "stop" or "length". tokens: of the answer so far.
-      memory_bytes: of the keys and values that the answer is read from.
+      text: the new text. ended: the finish reason, "stop" or "length", or None if unfinished.
+      tokens: number of tokens of the answer so far.
+      memory_bytes: size of the keys and values that the answer is read from.
     """
 
     text: str
@@ -30,10 +31,10 @@ class AnswerChunk:
 
 
 class Job:
-    """Something that a request waits for; made in the event loop, worked on in the engine's thread.
+    """A unit of work that a request waits for: made in the event loop, run in the engine's thread.
 
     Args:
-      deadline: `time.monotonic` after which nobody waits for it any more.
+      deadline: `time.monotonic` after which the result is no longer wanted.
     """
 
     def __init__(self, deadline: float):
@@ -44,15 +45,15 @@ class Job:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody still waits for it."""
+        """Whether the result is still wanted."""
         return not self.cancelled and time.monotonic() < self.deadline
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """Marks the result as no longer wanted."""
         self.cancelled = True
 
     def send(self, value: object) -> None:
-        """Hands over a result, or an exception, from the engine's thread."""
+        """Sends a result or an exception from the engine's thread to the event loop."""
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits
             self._loop.call_soon_threadsafe(self._outbox.put_nowait, value)
 
@@ -60,7 +61,7 @@ class Job:
         """The next result.
 
         Raises:
-          TimeoutError: the deadline. Exception: what the engine met.
+          TimeoutError: the deadline has passed. Exception: one that the engine sent.
         """
         async with asyncio.timeout(self.deadline - time.monotonic()):
             value = await self._outbox.get()
@@ -70,7 +71,7 @@ class Job:
 
 
 class Embed(Job):
-    """Gives chorus states, float32 [N, K, D]."""
+    """A job whose result is chorus states, float32 [N, K, D]."""
 
     def __init__(self, deadline: float, rows: list[ContextRow]):
         super().__init__(deadline)
@@ -79,11 +80,12 @@ class Embed(Job):
 
 @dataclasses.dataclass(frozen=True)
 class AnswerGroup:
-    """The key by which answers are grouped: those of one group can be made together.
+    """The key by which answers are batched: only answers with equal keys share a batch.
 
     Attributes:
       source: "native", "compressed" or "stored".
-      alone: sets an answer apart whose seed was given, since what is drawn depends on the row.
+      alone: a unique number for an answer with a given seed, whose samples depend on its row in
+        the batch; 0 otherwise.
     """
 
     source: str
@@ -92,11 +94,11 @@ class AnswerGroup:
 
 
 class Answer(Job):
-    """Gives `AnswerChunk` pieces.
+    """A job whose results are `AnswerChunk`s.
 
     Args:
-      context: the pictures, or the stored memory of one row.
-      k: chorus tokens that are read; None is all.
+      context: a context to compress, or a stored memory of one row. question: token ids.
+      k: number of chorus tokens to use; None is all. limit: largest number of answer tokens.
     """
 
     def __init__(

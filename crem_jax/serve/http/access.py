@@ -1,4 +1,4 @@
-"""Who may come in: the outermost layer of the server, before anything of a request is read."""
+"""Access control: the outermost layer of the server, before a request's body is read."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ _LINGER = 2.0  # seconds
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """Attributes:
-    token: that a request must bring, as `Authorization: Bearer TOKEN`, or, from a browser, as the
-      password of any user; None admits all, by the names in `hosts` alone.
-    hosts: names that the server answers to without a token. Another name that leads here is a web
-      site's attempt to speak to this machine (DNS rebinding).
+    """The access rules of a server.
+
+    Attributes:
+      token: required of a request, as `Authorization: Bearer TOKEN` or, in a browser, as the
+        password of any user; None requires none, but only admits the names in `hosts`.
+      hosts: host names that are accepted without a token. Others may be a web site's attempt to
+        reach this machine (DNS rebinding).
     """
 
     token: str | None = None
@@ -44,7 +46,7 @@ class Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Whether an address is reachable from this machine only."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -52,7 +54,7 @@ def is_loopback(host: str) -> bool:
 
 
 class AccessControl:
-    """ASGI middleware that lets a request in, or answers it at once."""
+    """ASGI middleware that admits a request or refuses it."""
 
     def __init__(self, app: ASGIApp, access: Access):
         self._app, self._access = app, access
@@ -89,10 +91,10 @@ class AccessControl:
 
 
 async def refuse(receive: Receive, send: Send, error: ApiError) -> None:
-    """Answers with an error, and ends the connection.
+    """Answers with an error and closes the connection.
 
-    What the caller is still sending is read and thrown away for a moment: a connection that is
-    closed on unread data is reset, and the answer may be lost.
+    Data that the caller is still sending is read and discarded for a moment: closing a connection
+    with unread data resets it, and the answer may be lost.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_LINGER):
@@ -111,7 +113,7 @@ async def refuse(receive: Receive, send: Send, error: ApiError) -> None:
 
 
 def _name(host: str) -> str | None:
-    """A Host header without its port; None if it is none."""
+    """The host name in a Host header, without its port; None if it is malformed."""
     found = _HOST.fullmatch(host)
     return found and found[1].strip("[]").lower()
 

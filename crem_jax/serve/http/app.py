@@ -1,4 +1,4 @@
-"""The application: routes, and the layers around them."""
+"""The ASGI application: routes and middleware."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from crem_jax.serve.service import Service
 
 
 def make_app(service: Service, access: Access | None = None, page: bool = False) -> ASGIApp:
-    """The server's application; when it ends it closes the service.
+    """Makes the server's application, which closes the service on shutdown.
 
     Args:
-      page: with the page under `/`; needs the extra `ui`.
+      page: mount the web page under `/`; needs the extra `ui`.
     """
 
     @contextlib.asynccontextmanager
@@ -50,7 +50,7 @@ def make_app(service: Service, access: Access | None = None, page: bool = False)
 
 
 class _Failures:
-    """ASGI middleware that answers with what a route has raised, unless its answer has begun."""
+    """ASGI middleware that turns a route's exception into a response, unless one has started."""
 
     def __init__(self, app: ASGIApp, deadline: float):
         self._app, self._deadline = app, deadline

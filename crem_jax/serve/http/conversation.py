@@ -1,4 +1,4 @@
-"""Conversations of OpenAI's interface as what the model reads: pictures, turns, a question."""
+"""Converts the messages of OpenAI's API to the model's input: pictures, turns, a question."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from crem_jax.serve.http.schemas import ImagePart, Message
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """Attributes:
-    text: the question, or what is to be embedded.
-    pictures: (where in the request, URL) of every picture.
-    turns: (question, answer) pairs before it.
+    """A conversation as the model's input.
+
+    Attributes:
+      text: the last question, or the text to embed.
+      pictures: (location in the request, URL) of every picture.
+      turns: earlier (question, answer) pairs.
     """
 
     text: str
@@ -23,28 +25,28 @@ class Conversation:
 
 
 def read_conversation(messages: Sequence[Message]) -> Conversation:
-    """The messages of a request.
+    """Reads the messages of a request.
 
-    The pictures of all messages come before the conversation, as the model was trained; what the
-    system says is put before the first question.
+    The pictures of all messages come before the conversation, as in training; system messages are
+    prepended to the first question.
 
     Raises:
-      ApiError: 400, roles that do not take turns, or no question at the end.
+      ApiError: 400, roles do not alternate, or there is no question at the end.
     """
     pictures: list[tuple[str, str]] = []
-    said: list[tuple[str, str]] = []
+    merged: list[tuple[str, str]] = []
     system: list[str] = []
     for i, message in enumerate(messages):
         text = _text(i, message, pictures)
         if message.role in ("system", "developer"):
             system.append(text)
-        elif said and said[-1][0] == message.role:
-            said[-1] = (message.role, f"{said[-1][1]}\n{text}")
+        elif merged and merged[-1][0] == message.role:
+            merged[-1] = (message.role, f"{merged[-1][1]}\n{text}")
         else:
-            said.append((message.role, text))
-    if not said or said[0][0] != "user" or said[-1][0] != "user":
+            merged.append((message.role, text))
+    if not merged or merged[0][0] != "user" or merged[-1][0] != "user":
         raise ApiError(400, "messages must begin and end with one of the user", "messages")
-    texts = [text for _, text in said]
+    texts = [text for _, text in merged]
     texts[0] = "\n".join(part for part in (*system, texts[0]) if part)
     turns = tuple(zip(texts[:-1:2], texts[1::2], strict=True))
     return Conversation(texts[-1], tuple(pictures), turns)

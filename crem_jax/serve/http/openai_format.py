@@ -1,4 +1,4 @@
-"""Responses in the shapes of OpenAI's interface."""
+"""Responses in the format of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from crem_jax.serve.engine.jobs import AnswerChunk
 
 
 def embeddings(vectors: np.ndarray, encoding: str, model: str, tokens: int) -> dict[str, Any]:
-    """Args:
-    vectors: float32 [N, D]. encoding: "float", or "base64" of little-endian float32.
+    """The response of /v1/embeddings.
+
+    Args:
+      vectors: float32 [N, D]. encoding: "float", or "base64" of little-endian float32.
+      tokens: number of input tokens.
     """
     if encoding == "base64":
         values = [base64.b64encode(v.astype("<f4").tobytes()).decode() for v in vectors]
@@ -32,10 +35,10 @@ def embeddings(vectors: np.ndarray, encoding: str, model: str, tokens: int) -> d
 
 
 class Completion:
-    """One chat completion, whole or in chunks.
+    """A chat completion, whole or in chunks.
 
     Args:
-      asked: tokens of the question and its pictures.
+      asked: number of input tokens.
     """
 
     def __init__(self, model: str, asked: int):
@@ -50,11 +53,11 @@ class Completion:
     def opening(self) -> dict[str, Any]:
         return self._chunk({"role": "assistant", "content": ""}, None)
 
-    def piece(self, said: AnswerChunk) -> dict[str, Any]:
-        return self._chunk({"content": said.text} if said.text else {}, said.ended)
+    def piece(self, chunk: AnswerChunk) -> dict[str, Any]:
+        return self._chunk({"content": chunk.text} if chunk.text else {}, chunk.ended)
 
     def usage(self, last: AnswerChunk) -> dict[str, Any]:
-        """The chunk after the last one, with no choice."""
+        """The final chunk of a stream, with usage and no choices."""
         return {**self._head("chat.completion.chunk"), "choices": [], **self._foot(last)}
 
     def _chunk(self, delta: dict[str, Any], ended: str | None) -> dict[str, Any]:

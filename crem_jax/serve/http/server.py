@@ -1,4 +1,4 @@
-"""uvicorn with what it lacks: a time limit on the head of a request, and word of its draining."""
+"""uvicorn with a timeout for the head of a request, and with graceful draining."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from crem_jax.serve.service import Service
 
 _SLOW = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _GRACE = 10.0
-"""Seconds after the deadline in which a draining server still waits for its connections."""
+"""Seconds after the deadline for which a draining server waits for its connections."""
 _CLOSING = 5.0
-"""Seconds after those in which it ends its threads; then the process ends whatever they do."""
+"""Further seconds for ending its threads, after which the process is ended."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound but takes no connections yet.
+    """A bound socket that does not listen yet.
 
     Raises:
-      ValueError: the address cannot be had.
+      CremError: the address cannot be used.
     """
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
@@ -37,14 +37,14 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, UnicodeError) as error:  # the latter of a name that is none
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
         reason = getattr(error, "strerror", None) or error
         raise CremError(f"cannot listen on {host} port {port}: {reason}") from error
     return listener
 
 
 def make_server(app: ASGIApp, service: Service) -> DrainingServer:
-    """A server that is not running yet.
+    """Makes a server, not yet running.
 
     `run([listener])` blocks until SIGTERM, SIGINT or `should_exit` has drained it.
     """
@@ -66,7 +66,7 @@ def make_server(app: ASGIApp, service: Service) -> DrainingServer:
 
 
 class _ImpatientProtocol(H11Protocol):
-    """Closes connections on which the head of a request does not arrive in time."""
+    """Closes connections on which a request's head does not arrive within `head_seconds`."""
 
     head_seconds: float
     _waiting: asyncio.TimerHandle | None = None
@@ -85,7 +85,7 @@ class _ImpatientProtocol(H11Protocol):
 
     def _watch(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
-            self._stop_watch()  # a request has arrived: its own limits hold now
+            self._stop_watch()  # a request has arrived: RequestLimits applies now
         elif self._waiting is None:
             self._waiting = self.loop.call_later(self.head_seconds, self._close)
 
@@ -102,10 +102,10 @@ class _ImpatientProtocol(H11Protocol):
 
 
 class DrainingServer(uvicorn.Server):
-    """Says which port it listens on when it has started, and tells the service when it drains.
+    """A server that reports its port on start-up and drains the service on shutdown.
 
-    The process ends at the latest `drain_seconds` after a signal, if need be by SIGALRM, and at
-    once after a second one.
+    The process ends at the latest `drain_seconds` after a signal, by SIGALRM if necessary, and
+    immediately after a second signal.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service):

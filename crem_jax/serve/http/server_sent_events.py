@@ -1,4 +1,4 @@
-"""Answers as server-sent events, or whole."""
+"""Returns answers as server-sent events, or whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 async def whole(pieces: AsyncIterator[AnswerChunk]) -> tuple[str, AnswerChunk]:
-    """An answer's text, and the last piece of it."""
+    """An answer's whole text, and its last chunk."""
     texts, last = [], None
     async for said in pieces:
         texts.append(said.text)
@@ -25,7 +25,11 @@ async def whole(pieces: AsyncIterator[AnswerChunk]) -> tuple[str, AnswerChunk]:
 
 
 async def begun(pieces: AsyncIterator[AnswerChunk]) -> AsyncIterator[AnswerChunk]:
-    """The same pieces, when there is a first one: what fails before it is still a status."""
+    """Waits for the first chunk, so that an earlier failure can still set the HTTP status.
+
+    Returns:
+      An iterator over all chunks.
+    """
     first = await anext(pieces)
 
     async def again() -> AsyncIterator[AnswerChunk]:
@@ -37,10 +41,10 @@ async def begun(pieces: AsyncIterator[AnswerChunk]) -> AsyncIterator[AnswerChunk
 
 
 def event_stream(events: AsyncIterator[dict[str, Any]], seconds: float) -> StreamingResponse:
-    """Server-sent events that end with [DONE], or with an error as the last event.
+    """A response of server-sent events that ends with [DONE], or with an error event.
 
     Args:
-      seconds: the deadline that a TimeoutError among the events means.
+      seconds: the deadline that a TimeoutError refers to.
     """
 
     async def lines() -> AsyncIterator[bytes]:

@@ -1,5 +1,6 @@
-"""Pictures of strangers are decoded in processes that can be ended: what hangs or crashes there
-costs the one picture."""
+"""Decodes pictures of requests in processes that can be killed, so that one that hangs or crashes
+them harms no other request.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +19,11 @@ from crem_jax.serve.metrics import Metrics
 
 _MOST = 4  # processes
 _MEMORY, _PIXEL = 1 << 30, 48
-"""Bytes that a process may add: in any case, and for each pixel of the largest picture."""
+"""Bytes by which a process may grow: a constant, plus bytes per pixel of the largest picture."""
 
 
 class Decoders:
-    """Decodes, resizes and cuts pictures for a vision tower, a few at one time."""
+    """Decodes and resizes pictures and cuts them into patches, a few at a time."""
 
     def __init__(self, vision: VisionConfig, limits: Limits, metrics: Metrics):
         workers = min(_MOST, default_workers())
@@ -34,19 +35,20 @@ class Decoders:
 
     @property
     def healthy(self) -> bool:
-        """Whether there is a process that decodes, or will be soon."""
+        """Whether a process is ready to decode, or will be soon."""
         return self._pool.check()
 
     def close(self) -> None:
-        """Ends the processes; pictures that are being decoded are given up."""
+        """Kills the processes, and abandons pictures that are being decoded."""
         self._pool.close()
         self._threads.shutdown()
 
     async def read(self, source: str | bytes, where: str) -> PatchedPicture:
-        """An encoded picture, or the data URI of one.
+        """Decodes a picture and cuts it into patches.
 
         Args:
-          where: names the part of the request in errors.
+          source: the encoded picture, or a data URI.
+          where: the part of the request, for errors.
 
         Raises:
           ApiError: 400, it cannot be used. NoWorkerError: no process can be started.

@@ -1,4 +1,4 @@
-"""Pictures of requests: data URIs, and remote files where they are allowed; never paths."""
+"""Pictures in requests: data URIs, and remote files if they are allowed; never paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Image.init()
 FORMATS = tuple(
     name for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN
 )
-"""Formats that are opened: Pillow knows others that start programs or are seldom tested."""
+"""Accepted formats: others of Pillow's start programs or are seldom tested."""
 
 _DATA = re.compile(r"data:image/[\w.+-]{1,40}(?:;[\w=.+-]{1,40})*;base64,", re.ASCII)
 _SHOWN = 40
@@ -27,10 +27,10 @@ def decode_data_uri(uri: str, where: str) -> bytes:
     """The bytes of a `data:image/…;base64,…` URI.
 
     Args:
-      where: names the part of the request in errors.
+      where: the part of the request, for errors.
 
     Raises:
-      ApiError: 400, it is no such URI or no proper base64.
+      ApiError: 400, it is not such a URI, or not valid base64.
     """
     head = _DATA.match(uri[:256])
     if head is None:
@@ -48,20 +48,20 @@ def decode_data_uri(uri: str, where: str) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class CutPicture:
-    """Cuts encoded pictures for a model; does so in processes of its own, see `decoders`.
+    """Decodes pictures and cuts them into patches; runs in worker processes, see `decoders`.
 
     Attributes:
-      max_pixels: of a picture.
+      max_pixels: largest number of pixels of a picture.
     """
 
     processor: ImageProcessor
     max_pixels: int
 
     def __call__(self, task: tuple[bytes, str]) -> PatchedPicture:
-        """The picture of (encoded, its name in errors).
+        """Cuts the picture of a task, (encoded bytes, its name for errors).
 
         Raises:
-          PictureError: it is of none of the FORMATS, is damaged, or has too many pixels.
+          PictureError: it has another format than FORMATS, is damaged, or has too many pixels.
         """
         data, where = task
         picture, size = peek(data, max_pixels=self.max_pixels, formats=FORMATS, name=where)

@@ -1,4 +1,4 @@
-"""Texts and pictures of requests become what the model reads; words never wait for pictures."""
+"""Prepares texts and pictures of requests for the model; texts never wait for pictures."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from crem_jax.serve.limits import Limits
 from crem_jax.serve.metrics import Metrics
 
 Pictures = Sequence[tuple[str, str]]
-"""(where in the request, URL) of each picture."""
+"""(location in the request, URL) of each picture."""
 
 _REMOTE = 8  # items whose remote pictures are held at once, of all requests together
-_CHARACTERS = 16  # of a text, for each position of the model: more cannot fit
+_CHARACTERS = 16  # characters of a text per position of the model; more cannot fit
 
 
 class Reader:
-    """Reads for one model, within limits.
+    """Prepares requests for one model, within limits.
 
     Args:
       config, tokenizer: the model's.
-      fetcher: for remote pictures; None refuses all.
+      fetcher: fetches remote pictures; None refuses them.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Reader:
         fetcher: Fetcher | None,
         metrics: Metrics,
     ):
-        # Its own prompter: texts of strangers are not remembered.
+        # Its own prompter, so that users' texts are not cached.
         self._prompter = Prompter(config, tokenizer, known_texts=0)
         self._limits, self._fetcher = limits, fetcher
         self._remote = asyncio.Semaphore(_REMOTE)
@@ -56,16 +56,16 @@ class Reader:
 
     @property
     def healthy(self) -> bool:
-        """Whether pictures are read, or will be soon."""
+        """Whether pictures can be decoded, now or soon."""
         return self._decoders.healthy
 
     def close(self) -> None:
-        """Waits for words that are being read; pictures are given up."""
+        """Waits for texts that are being tokenised, and abandons pictures."""
         self._decoders.close()
         self._words.shutdown()
 
     async def row(self, text: str, pictures: Pictures) -> ContextRow:
-        """What is embedded."""
+        """The row of an item to embed."""
         async with self._room(pictures):
             item = await self._item(text, pictures)
             return await in_thread(self._words, self._prompter.context, item)
@@ -73,14 +73,14 @@ class Reader:
     async def conversation(
         self, text: str, pictures: Pictures, turns: Sequence[tuple[str, str]]
     ) -> tuple[ContextRow, np.ndarray]:
-        """What is answered: the pictures, and the tokens of the turns and the question."""
+        """The row of the pictures, and the token ids of the turns and the question."""
         self._check(" ".join(itertools.chain(*turns)))
         async with self._room(pictures):
             item = await self._item(text, pictures)
             return await in_thread(self._words, self._prompter.question_about, item, turns)
 
     async def question(self, text: str) -> np.ndarray:
-        """The tokens of a question by itself."""
+        """The token ids of a single question."""
         self._check(text)
         return await in_thread(self._words, self._prompter.question, text)
 
@@ -92,9 +92,9 @@ class Reader:
         return Item(text, tuple([await self._picture(*picture) for picture in pictures]))
 
     def _room(self, pictures: Pictures) -> contextlib.AbstractAsyncContextManager:
-        """Waits until there is room for an item's pictures, if they have to be fetched.
+        """Waits until there is room for an item's remote pictures, if it has any.
 
-        What comes with a request is counted when it is received; what it names is not.
+        Data URIs are bounded when the request is received; remote pictures are bounded here.
         """
         remote = any(_is_remote(url) for _, url in pictures)
         return self._remote if remote else contextlib.nullcontext()

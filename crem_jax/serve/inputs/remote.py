@@ -1,7 +1,7 @@
-"""Pictures at remote addresses: only below allowed prefixes, and only at public addresses.
+"""Fetches remote pictures: only below allowed URL prefixes, and only from public addresses.
 
 A name is resolved once, all its addresses are checked, and the connection goes to a checked one, so
-that a name server cannot answer differently the second time. Redirects go through the same checks.
+a name server cannot answer differently the second time. Redirects are checked in the same way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from crem_jax.errors import CremError
 from crem_jax.serve.errors import ApiError
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
-"""Addresses of a host and port."""
+"""Resolves a host and port to addresses."""
 
 _PORTS = {"http": 80, "https": 443}
 _REDIRECTS = 3
@@ -40,7 +40,7 @@ _ODD = re.compile(r"[^!-~]|\\|%2[eEfF]|%5[cC]|%00|/\.\.?(/|$)")
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the public internet, whatever it is wrapped in."""
+    """Whether an address is on the public internet, also if embedded in another (such as 6to4)."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -57,19 +57,19 @@ def is_public(address: str) -> bool:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Addresses of a host, by the system's resolver."""
+    """Resolves a host with the system's resolver."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(entry[4][0] for entry in found))
 
 
 class Fetcher:
-    """Fetches from below the prefixes that the operator allows.
+    """Fetches files below the URL prefixes that the operator allows.
 
     Args:
       prefixes: URLs such as https://pictures.example.com/public/.
-      max_bytes: of a response. seconds: for all of it.
-      resolver, allowed: how names become addresses, and which of these are allowed.
+      max_bytes: largest size of a response. seconds: timeout of a whole fetch.
+      resolver: resolves names to addresses. allowed: whether an address may be contacted.
 
     Raises:
       ValueError: a prefix is no URL.
@@ -95,10 +95,13 @@ class Fetcher:
         self._backend = _Checked(resolver, allowed)
 
     async def fetch(self, url: str, where: str) -> bytes:
-        """The body of a remote file.
+        """Fetches a remote file.
+
+        Args:
+          where: the part of the request, for errors.
 
         Raises:
-          ApiError: 400, it is not allowed or cannot be had; `where` names the part of the request.
+          ApiError: 400, it is not allowed or cannot be fetched.
         """
         try:
             async with (
@@ -124,7 +127,7 @@ class Fetcher:
             ) from error
 
     def allows(self, url: str) -> bool:
-        """Whether a URL lies below a prefix."""
+        """Whether a URL is below an allowed prefix."""
         parts = _parts(url)
         if parts is None:
             return False
@@ -135,7 +138,7 @@ class Fetcher:
         return False
 
     async def _get(self, pool: httpcore.AsyncConnectionPool, url: str) -> tuple[bytes | None, str]:
-        """The body, or None and where it has moved to."""
+        """(body, ""), or (None, URL) for a redirect."""
         headers = {"Host": urlsplit(url).netloc, "Accept": "image/*", "Accept-Encoding": "identity"}
         async with pool.stream("GET", url, headers=headers) as response:
             if response.status in (301, 302, 303, 307, 308):
@@ -152,11 +155,11 @@ class Fetcher:
 
 
 class _Refused(Exception):
-    """What is wrong with a URL."""
+    """A URL is refused; the message is the rest of a sentence that begins with it."""
 
 
 class _Checked(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that were checked, never to names."""
+    """A network backend that connects to checked addresses, never to names."""
 
     def __init__(self, resolver: Resolve, allowed: Callable[[str], bool]):
         self._resolver, self._allowed = resolver, allowed

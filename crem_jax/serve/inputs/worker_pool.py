@@ -1,6 +1,6 @@
-"""A few warm processes for calls that may crash, hang, or eat memory.
+"""A pool of warm processes for calls that may crash, hang, or use too much memory.
 
-A call that takes too long is ended together with its process, and another process takes its place.
+A call that takes too long is killed together with its process, which is replaced.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from crem_jax.errors import Unavailable
 from crem_jax.processes import DONE, READY, Raised, Sent, WorkerLimits, start_worker
 
 _START = 30.0
-"""Seconds for a process to start."""
+"""Timeout in seconds for starting a process."""
 _GRACE = 2.0
 """Seconds a process gets beyond its time before the system ends it, if its owner does not."""
 
 
 class CallLost(Exception):
-    """The process ended within a call.
+    """The process ended during a call.
 
     Attributes:
-      timeout: whether it was ended as it took too long; else it has crashed.
+      timeout: True if it was killed because it took too long, False if it crashed.
     """
 
     def __init__(self, message: str, timeout: bool):
@@ -35,16 +35,17 @@ class CallLost(Exception):
 
 
 class NoWorkerError(Unavailable):
-    """There is no process for a call: none can be started, or the pool is closed."""
+    """No process is available: none can be started, or the pool is closed."""
 
 
 class WorkerPool:
-    """Calls `work(task)` in other processes, for many threads at one time.
+    """Calls `work(task)` in other processes; threads may call concurrently.
 
     Args:
-      work: picklable.
-      workers: processes, and calls at one time; further ones wait.
-      seconds: for a call. memory: bytes of address space a process may add to what it starts with.
+      work: a picklable function.
+      workers: number of processes, and so of concurrent calls; further calls wait.
+      seconds: timeout of a call.
+      memory: bytes of address space by which a process may grow after its start; None is no limit.
     """
 
     def __init__(
@@ -60,11 +61,11 @@ class WorkerPool:
         self.check()
 
     def call(self, task: Any) -> Any:
-        """What `work(task)` returns.
+        """Returns `work(task)`.
 
         Raises:
-          CallLost: it took too long, or crashed. NoWorkerError: it was not begun.
-          Whatever else `work` raises.
+          CallLost: it took too long or crashed. NoWorkerError: it was not started.
+          Exceptions of `work` are raised as they are.
         """
         with self._taken() as worker:
             try:
@@ -77,10 +78,7 @@ class WorkerPool:
                 raise
 
     def check(self) -> bool:
-        """Replaces idle processes that have ended; False if no process can work, or come to an end.
-
-        It does not wait.
-        """
+        """Replaces idle processes that have ended; False if none is usable. Does not wait."""
         with self._changed:
             if self._closed:
                 return False
@@ -90,11 +88,11 @@ class WorkerPool:
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes."""
+        """The process ids."""
         return [process.pid for worker in self._all if (process := worker.process) is not None]
 
     def close(self) -> None:
-        """Ends all processes, and with them the calls that are under way."""
+        """Kills all processes, and with them the running calls."""
         atexit.unregister(self.close)
         with self._changed:
             self._closed = True
@@ -109,7 +107,7 @@ class WorkerPool:
                 self._changed.wait()
             if self._closed:
                 raise NoWorkerError("the pool is closed")
-            worker = self._idle.pop()  # the one whose caches are warm
+            worker = self._idle.pop()  # the most recently used one, whose caches are warm
         try:
             yield worker
         finally:
@@ -129,31 +127,31 @@ class _Yielded:
 
 
 class _Worker:
-    """One process after another."""
+    """A process and its successors."""
 
     def __init__(self, work: _Yielded, seconds: float, limits: WorkerLimits):
         self._work, self._seconds, self._limits = work, seconds, limits
         self._ready = self._busy = False
         self._failed = False  # at its last start
-        self._late = 0.0  # by when the process should have been heard of
+        self._late = 0.0  # deadline for the process to respond
         self.process = self._pipe = None
 
     @property
     def usable(self) -> bool:
-        """Whether it waits for work, or is still within its time to start or to do some."""
+        """Whether it is idle, or still within its time to start or to work."""
         if self._ready and not self._busy:
             return True
         return (self._ready or not self._failed) and time.monotonic() < self._late
 
     def revive(self) -> None:
-        """Starts it if it does not live; notes if it has started. Does not wait."""
+        """Starts the process if it has ended, and notes when it is ready; does not wait."""
         if self.process is None or not self.process.is_alive():
             self.restart()
         elif not self._ready:
             self._hear(0)
 
     def restart(self) -> None:
-        """Another process in place of this one."""
+        """Replaces the process."""
         self._failed = (not self._ready and self.process is not None) or self._failed
         self.kill()
         self._ready, self._late = False, time.monotonic() + _START
@@ -163,7 +161,7 @@ class _Worker:
             self._failed = True
 
     def kill(self) -> None:
-        """Ends the process; what reads from it is told."""
+        """Kills the process, which also ends reads from its pipe."""
         process, self.process = self.process, None
         if process is not None:
             process.kill()

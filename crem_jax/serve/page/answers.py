@@ -1,4 +1,4 @@
-"""Answers on the page: one or two at a time, as they are made, with what they took."""
+"""Streams one or two answers to the page, with their timing and memory size."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Call = Callable[[], Awaitable[AsyncIterator[AnswerChunk]]]
 async def answers(
     service: Service, calls: Mapping[str, Call], mode: str
 ) -> AsyncIterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The two cards, compressed and native, again and again until both are finished.
+    """Yields the two cards, compressed and native, after each change until both are finished.
 
     Args:
-      calls: begins the answer of each kind. mode: a kind, or both.
+      calls: starts the answer of each kind. mode: one kind, or both.
     """
     chosen = [mode] if mode in calls else list(calls)
     cards = {kind: answer_card(kind, CURSOR, hidden=kind not in chosen) for kind in KINDS}
@@ -50,16 +50,16 @@ async def _follow(
     began, text, first = time.monotonic(), "", 0.0
     try:
         with service.admission.admitted():
-            async for said in await call():
-                text += said.text
+            async for chunk in await call():
+                text += chunk.text
                 now = time.monotonic() - began
                 first = first or now
                 cards[kind] = answer_card(
-                    kind, text, said.memory_bytes, first, now, said.tokens, said.ended
+                    kind, text, chunk.memory_bytes, first, now, chunk.tokens, chunk.ended
                 )
                 changed.put_nowait(None)
     except Exception as error:
         cards[kind] = answer_card(kind, text, error=str(answer_for(error)))
     finally:
-        # After this task is done: who waits looks at that.
+        # Only after this task is done, which the waiting side checks.
         asyncio.get_running_loop().call_soon(changed.put_nowait, None)

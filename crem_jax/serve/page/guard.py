@@ -1,4 +1,4 @@
-"""What of Gradio is reachable. It can take and give files, fetch URLs and more; the page does not.
+"""Restricts Gradio to what the page needs: it could also serve files, fetch URLs and more.
 
 Gradio reads whatever file or URL an input names if it is shaped like a file of its own (the check
 that it was uploaded is not made in a mounted app). No component of the page takes a file, so inputs
@@ -42,10 +42,10 @@ _HEADERS = {
 
 
 class PageGuard:
-    """ASGI middleware that lets through what the page needs.
+    """ASGI middleware that passes only the requests that the page needs.
 
     Args:
-      events: gives how many inputs each event of the page has, by its number.
+      events: returns event number -> number of inputs, for the events of the page.
     """
 
     def __init__(self, app: ASGIApp, events: Callable[[], Mapping[int, int]]):
@@ -89,34 +89,34 @@ def _without_cors(send: Send, more: Mapping[str, str] = {}) -> Send:
 
 
 def _expected(body: bytes, events: Mapping[int, int] | Literal[False]) -> bool:
-    """Whether a body is one that the page sends: to join an event, or else to end one.
+    """Whether a body is one that the page sends: to join the queue of an event, or to cancel one.
 
     Args:
-      events: the number of inputs of each, if it is one to join.
+      events: event number -> number of inputs; False if the body is to cancel.
     """
     try:
-        said = json.loads(body)
+        payload = json.loads(body)
     except (ValueError, RecursionError):
         return False
-    if not isinstance(said, dict):
+    if not isinstance(payload, dict):
         return False
     for name in ("session_hash", "event_id"):
-        text = said.get(name)
+        text = payload.get(name)
         if text is not None and not (isinstance(text, str) and _NAME.fullmatch(text)):
             return False
-    number = said.get("fn_index", 0)
+    number = payload.get("fn_index", 0)
     if type(number) is not int or events is False:
         return type(number) is int
-    data, event = said.get("data"), said.get("event_data")
+    data, event = payload.get("data"), payload.get("event_data")
     plain = isinstance(data, list) and not any(isinstance(one, dict | list) for one in data)
-    # `choose` is told which hit it is; nothing else is said of an event.
+    # Only `choose` has event data, which identifies a hit.
     named = event is None or (
         isinstance(event, dict) and all(not isinstance(one, dict | list) for one in event.values())
     )
     return (
         plain
         and named
-        and said.get("session_hash") is not None
+        and payload.get("session_hash") is not None
         and (len(data) == events.get(number, -1))
     )
 

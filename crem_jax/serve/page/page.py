@@ -1,7 +1,7 @@
-"""The page: search words or a picture, click what was found, ask it, and show it a picture.
+"""The web page: search by words or a picture, ask about a hit, or ask about a new picture.
 
-Gradio, mounted under `/` of the server. Nothing is loaded from the network, and no file is taken or
-given: pictures travel as data URIs (see `page_guard`).
+It is a Gradio app mounted under `/` of the server. It loads nothing from the network, and uploads
+and serves no files: pictures travel as data URIs (see `page.guard`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FONT = ("system-ui", "sans-serif")
 
 
 def mount_page(app: FastAPI, service: Service) -> None:
-    """Puts the page under `/`."""
+    """Mounts the page under `/`."""
     page = make_page(service)
     page.queue(default_concurrency_limit=_AT_ONCE, max_size=service.limits.requests)
     app.add_middleware(PageGuard, events=lambda: _events(page))
@@ -64,12 +64,12 @@ def mount_page(app: FastAPI, service: Service) -> None:
 
 
 def _events(page: gr.Blocks) -> dict[int, int]:
-    """Inputs of every event of the page, by its number."""
+    """Event number -> number of inputs, for every event of the page."""
     return {number: len(event.inputs) for number, event in page.fns.items()}
 
 
 def make_page(service: Service) -> gr.Blocks:
-    """The page's components and what they do."""
+    """Makes the page's components and their event handlers."""
     quiet = dict(api_visibility="private", show_progress="hidden")
     with gr.Blocks(title=f"crem · {service.name}", analytics_enabled=False) as page:
         gr.HTML(header(service), js_on_load=None)
@@ -126,7 +126,7 @@ def _find_tab(service: Service, quiet: dict[str, Any]) -> None:
     async def answer(name: str, question: str, mode: str):
         calls = {
             "compressed": lambda: _stored(service, name, question),
-            "native": lambda: _seen_again(service, name, question),
+            "native": lambda: _native(service, name, question),
         }
         async for update in answers(service, calls, mode):
             yield update
@@ -146,8 +146,8 @@ def _describe_tab(service: Service, quiet: dict[str, Any]) -> None:
 
     async def describe(picture: str, question: str, mode: str):
         calls = {
-            "compressed": lambda: _told(service, picture, question, True),
-            "native": lambda: _told(service, picture, question, False),
+            "compressed": lambda: _describe(service, picture, question, True),
+            "native": lambda: _describe(service, picture, question, False),
         }
         async for update in answers(service, calls, mode):
             yield update
@@ -171,15 +171,15 @@ async def _stored(service: Service, name: str, question: str):
     return pieces
 
 
-async def _told(service: Service, picture: str, question: str, compressed: bool):
+async def _describe(service: Service, picture: str, question: str, compressed: bool):
     if not picture:
         raise ApiError(400, "there is no picture to look at")
     pieces, _ = await service.answer(question, (("the picture", picture),), compressed=compressed)
     return pieces
 
 
-async def _seen_again(service: Service, name: str, question: str):
-    """A native answer looks at the thumbnail: the file itself may be gone."""
+async def _native(service: Service, name: str, question: str):
+    """A native answer about an entry, from its thumbnail, as the file may not exist any more."""
     entry = await service.entry(name)
     picture = data_uri(entry.thumbnail) if entry.thumbnail else ""
-    return await _told(service, picture, question, False)
+    return await _describe(service, picture, question, False)

@@ -1,7 +1,7 @@
-"""What the page is built of; scripts and style are in `crem_jax/assets/page`.
+"""The page's HTML components; scripts and style are in `crem_jax/assets/page`.
 
-Gradio evaluates a template with its values put in as JavaScript. So no template here has a value:
-the scripts set texts as texts.
+Gradio evaluates templates, with values inserted, as JavaScript. So no template here has a value;
+the scripts set texts as text nodes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _asset(name: str) -> str:
 
 
 def _part(html: str, *scripts: str) -> dict[str, Any]:
-    """Arguments of a gr.HTML."""
+    """Arguments of `gr.HTML` for a component with scripts."""
     script = "\n".join(map(_asset, scripts))
     return dict(html_template=html, js_on_load=script, apply_default_css=False)
 
@@ -56,7 +56,7 @@ ANSWER = _part('<div class="answer"></div>', "make.js", "answer.js")
 
 
 def header(service: Service) -> str:
-    """The line at the top of the page."""
+    """The HTML of the header line."""
     facts = [escape(service.name), f"{service.model.config.num_chorus} chorus tokens"]
     if service.library is not None:
         facts.append(f"{len(service.library):,} entries")
@@ -64,7 +64,7 @@ def header(service: Service) -> str:
 
 
 def hit_card(entry: Entry | None = None, score: str = "") -> dict[str, str]:
-    """What the card of an entry shows."""
+    """The value of an entry's card."""
     if entry is None:
         return {"id": "", "score": "", "text": "", "picture": ""}
     picture = data_uri(entry.thumbnail) if entry.thumbnail else ""
@@ -72,7 +72,7 @@ def hit_card(entry: Entry | None = None, score: str = "") -> dict[str, str]:
 
 
 def hit_cards(cards: list[dict[str, str]], error: str = "") -> dict[str, Any]:
-    """What the gallery shows."""
+    """The value of the gallery of hits."""
     return {"hits": cards, "error": error}
 
 
@@ -87,10 +87,11 @@ def answer_card(
     error: str = "",
     hidden: bool = False,
 ) -> dict[str, Any]:
-    """What the card of an answer shows.
+    """The value of an answer's card.
 
     Args:
-      kind: one of KINDS. first, total: seconds to the first token, and so far.
+      kind: one of KINDS. memory_bytes: size of the keys and values that the answer is read from.
+      first, total: seconds to the first token, and so far. ended: finish reason, or None.
     """
     facts = []
     if tokens:
