@@ -2,10 +2,10 @@
 
 Every run is a directory WORKDIR/SETTING/SEED; it is done when its ablation.json is there. The same
 command goes on where a killed one stopped. After every run WORKDIR/table-NAME.md, .json and .png
-are written anew, from what there is so far.
+are rewritten from the runs finished so far.
 
-The first start times a few steps and says how long all of it will take; with --minutes it chooses
-the number of steps that fits. All runs of a WORKDIR have that number.
+The first start times a few steps and estimates the total time; with --minutes it chooses the
+number of steps that fits. All runs of a WORKDIR have that number.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=positive, metavar="N", help=f"of every run (default {STEPS})"
     )
     length.add_argument(
-        "--minutes", type=above_zero, metavar="M", help="as many steps as fit in so many minutes"
+        "--minutes", type=above_zero, metavar="M", help="as many steps as fit in M minutes"
     )
     parser.add_argument(
         "--scenes",

@@ -1,4 +1,4 @@
-"""Measure what a model understands, from VLMEvalKit's tables, natively and from the chorus alone.
+"""Evaluate comprehension on VLMEvalKit's tables, natively and from the chorus tokens alone.
 
 A table is a TSV file called like its benchmark: MMBench_DEV_EN.tsv, AI2D_TEST.tsv, MMStar.tsv,
 MMMU_DEV_VAL.tsv, HallusionBench.tsv, … Answers are matched by VLMEvalKit's rules without a judge

@@ -1,8 +1,8 @@
 """Measure how well a model finds, on MMEB or a part of it, from local files.
 
 ROOT has a folder NAME for each data set with test*.parquet (or .jsonl), or a file NAME.parquet; the
-pictures are in it or in ROOT/images. Each distinct text and picture is encoded once, and kept:
-interrupted, the same command goes on where it was, and a later one encodes only what is new.
+pictures are in it or in ROOT/images. Each distinct text and picture is encoded once and
+cached: an interrupted command resumes when run again, and later ones encode only what is new.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Turn a Hugging Face Qwen2-VL, Qwen2.5-VL or CREM directory into a model directory.
 
-A plain one gets chorus tokens in spare rows of its vocabulary, ready to be trained. Weights
-are read, converted and written piece by piece, so that a model larger than the memory passes
-through; a conversion that is cut short leaves nothing behind.
+A plain model gets chorus tokens in spare rows of its vocabulary, ready for training. Weights are
+read, converted and written piece by piece, so a model may be larger than memory; an interrupted
+conversion leaves nothing behind.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Index pictures and texts once; then find them in milliseconds and ask them without the pictures.
 
 SOURCE is a folder of pictures, a .jsonl file, a tfds or prepared data set, or KIND:PATH,KEY=VALUE,…
-as for `crem prepare`. Only what is new or has changed is encoded. Interrupted, the same command
-goes on where it was. What cannot be read is named on stderr and left out.
+as for `crem prepare`. Only new and changed items are encoded. An interrupted command
+resumes when run again. What cannot be read is named on stderr and left out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory_k",
         type=positive,
         metavar="K",
-        help="chorus tokens kept in a memory (default: all)",
+        help="chorus tokens stored per memory (default: all)",
     )
     parser.add_argument(
         "--ks",

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole,
         default=0,
         metavar="N",
-        help="of --per_chip_batch, so many in memory at a time (GradCache; default: all)",
+        help="of --per_chip_batch, sequences in memory at a time (GradCache; default: all)",
     )
     parser.add_argument(
         "--sweep",

@@ -2,8 +2,8 @@
 
 SOURCE is a path (a folder of pictures, a .jsonl, ShareGPT .json or .parquet file, a folder of MMEB
 subsets, a tfds directory) or KIND:PATH,KEY=VALUE,… with the arguments that docs/data.md lists.
-Records that cannot be used are skipped and listed in OUT/skipped.jsonl. Interrupted, the same
-command goes on where it was; the result is the same byte for byte.
+Records that cannot be used are skipped and listed in OUT/skipped.jsonl. An interrupted
+command resumes when run again; the result is the same byte for byte.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max_pixels",
         type=positive,
         metavar="N",
-        help="make larger pictures smaller (default: keep every file as it is)",
+        help="shrink larger pictures (default: keep every file as it is)",
     )
     parser.add_argument("--split", default="train", metavar="NAME", help="default: train")
     parser.add_argument(

@@ -1,6 +1,7 @@
-"""Gather a run in one HTML page: figures, curves, what it finds and says, recipe, surroundings.
+"""Make one HTML page of a run: metrics, curves, retrieval, answers, recipe and environment.
 
-The page needs no other file. It shows the run as it is now, finished or not; no model is loaded.
+The page is self-contained. It shows the run in its current state, finished or not, and loads no
+model.
 """
 
 from __future__ import annotations

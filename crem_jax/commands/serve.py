@@ -1,7 +1,7 @@
 """Serve a model, and a library, over HTTP: OpenAI's interface, searching, asking, and a page.
 
 It listens on this machine alone unless --host says otherwise, and then needs a token: from
---token_file, or the environment variable CREM_TOKEN. SIGTERM lets it finish what it has begun.
+--token_file, or the environment variable CREM_TOKEN. On SIGTERM it finishes running requests.
 docs/serve.md has the interface, the limits, and how to run it behind a proxy.
 """
 
@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     limits = parser.add_argument_group("limits")
     for name, kind, what in (
-        ("requests", positive, "at one time, waiting ones included; more get 429"),
-        ("rows", positive, "embeddings in a batch, and answers made at one time"),
+        ("requests", positive, "at a time, waiting ones included; more get 429"),
+        ("rows", positive, "embeddings in a batch, and answers generated at a time"),
         ("deadline", above_zero, "seconds for a request; then 504"),
         ("tokens", positive, "of an answer at most"),
         ("inputs", positive, "embeddings of a request"),

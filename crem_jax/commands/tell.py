@@ -1,8 +1,8 @@
-"""Ask about a picture. The answer appears as it is made.
+"""Ask about a picture. The answer is printed as it is generated.
 
-By default the answer may look at everything in the picture; with --compressed it is made from the
+By default the answer attends to the whole picture; with --compressed it is generated from the
 chorus tokens alone, the same few vectors that `crem find` searches with. With --in LIBRARY --id X
-it is made from the chorus that `crem index` stored; the picture may be gone.
+it is generated from the chorus tokens that `crem index` stored, without the picture.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole,
         default=0,
         metavar="STEPS",
-        help="trace so many steps, once all is compiled, to DIR/profile (xprof)",
+        help="trace STEPS steps, after compilation, to DIR/profile (xprof)",
     )
 
 
