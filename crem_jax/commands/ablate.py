@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from crem_jax.ablation.studies import STUDIES, TABLES
 from crem_jax.ablation.study import Setting, Study
-from crem_jax.commands.options import above_zero, add_recipe, positive, take_overrides
+from crem_jax.commands.options import add_recipe, positive_float, positive_int, take_overrides
 from crem_jax.errors import CremError
 
 if TYPE_CHECKING:
@@ -57,17 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--study", action="append", default=[], choices=tuple(STUDIES), metavar="NAME"
     )
-    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="default 3")
+    parser.add_argument("--seeds", type=positive_int, default=3, metavar="N", help="default 3")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        "--steps", type=positive, metavar="N", help=f"of every run (default {STEPS})"
+        "--steps", type=positive_int, metavar="N", help=f"of every run (default {STEPS})"
     )
     length.add_argument(
-        "--minutes", type=above_zero, metavar="M", help="as many steps as fit in M minutes"
+        "--minutes", type=positive_float, metavar="M", help="as many steps as fit in M minutes"
     )
     parser.add_argument(
         "--scenes",
-        type=positive,
+        type=positive_int,
         metavar="N",
         help="held-out scenes that are asked about; fewer are quicker, less certain (default 256)",
     )

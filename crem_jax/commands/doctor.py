@@ -23,7 +23,7 @@ FOUND = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import positive, temperature
+    from crem_jax.commands.options import non_negative_float, positive_int
 
     parser.add_argument("source", metavar="SOURCE", help="PATH, or KIND:PATH,KEY=VALUE,…")
     parser.add_argument(
@@ -40,22 +40,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", metavar="DIR", help="a model whose tokenizer counts (default: the small one)"
     )
     parser.add_argument(
-        "--max_tokens", type=positive, default=4096, metavar="N", help="of a text (default: 4096)"
+        "--max_tokens",
+        type=positive_int,
+        default=4096,
+        metavar="N",
+        help="of a text (default: 4096)",
     )
     parser.add_argument(
-        "--max_pixels", type=positive, metavar="N", help="of a picture (default: 178956970)"
+        "--max_pixels", type=positive_int, metavar="N", help="of a picture (default: 178956970)"
     )
     parser.add_argument(
         "--max_aspect",
-        type=positive,
+        type=positive_int,
         default=200,
         metavar="N",
         help="long over short side of a picture (default: 200)",
     )
     parser.add_argument(
-        "--seconds", type=temperature, default=60.0, metavar="S", help="a record (default: 60)"
+        "--seconds",
+        type=non_negative_float,
+        default=60.0,
+        metavar="S",
+        help="a record (default: 60)",
     )
-    parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: cores)")
+    parser.add_argument(
+        "--workers", type=positive_int, metavar="N", help="processes (default: cores)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import add_model, add_precision, positive
+    from crem_jax.commands.options import add_model, add_precision, positive_int
 
     add_model(parser)
     parser.add_argument("--tsv", metavar="FILE", nargs="+", required=True, help="tables")
@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="native, compressed (default: both)",
     )
     parser.add_argument(
-        "--k", type=positive, metavar="K", help="compressed: from the first K chorus tokens"
+        "--k", type=positive_int, metavar="K", help="compressed: from the first K chorus tokens"
     )
-    parser.add_argument("--max_new_tokens", type=positive, default=128, metavar="N")
+    parser.add_argument("--max_new_tokens", type=positive_int, default=128, metavar="N")
     parser.add_argument(
-        "--limit", type=positive, metavar="N", help="only the first N questions of each table"
+        "--limit", type=positive_int, metavar="N", help="only the first N questions of each table"
     )
     parser.add_argument("--xlsx", action="store_true", help="write predictions as xlsx too")
     parser.add_argument("--name", metavar="TEXT", help="of the model, in file names")

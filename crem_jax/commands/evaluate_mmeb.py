@@ -20,7 +20,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import add_model, add_running, positive
+    from crem_jax.commands.options import add_model, add_running, positive_int
 
     add_model(parser)
     parser.add_argument("--data", metavar="ROOT", required=True, help="folder of the data sets")
@@ -36,13 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache", metavar="DIR", help="folder of embeddings (default: DIR of --out/embeddings)"
     )
     parser.add_argument(
-        "--limit", type=positive, metavar="N", help="only the first N rows of each data set"
+        "--limit", type=positive_int, metavar="N", help="only the first N rows of each data set"
     )
     parser.add_argument(
-        "--k", type=positive, metavar="K", help="read only the first K chorus tokens"
+        "--k", type=positive_int, metavar="K", help="read only the first K chorus tokens"
     )
     parser.add_argument(
-        "--dim", type=positive, metavar="D", help="compare only the first D numbers of embeddings"
+        "--dim",
+        type=positive_int,
+        metavar="D",
+        help="compare only the first D numbers of embeddings",
     )
     parser.add_argument("--name", metavar="TEXT", help="of the model, in the files written")
     add_running(parser)

@@ -21,14 +21,14 @@ _TOLD = ("steps", "seed", "loss", "optim")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import above_zero, add_model, add_writing
+    from crem_jax.commands.options import add_model, add_writing, positive_float
 
     add_model(parser)
     parser.add_argument("out", metavar="HF_DIR", help="the directory to make")
     add_writing(parser)
     parser.add_argument(
         "--shard_gb",
-        type=above_zero,
+        type=positive_float,
         default=5.0,
         metavar="GB",
         help="largest weight file, in 10^9 bytes (default 5)",

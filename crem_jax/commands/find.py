@@ -24,7 +24,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import add_model, add_weights, positive
+    from crem_jax.commands.options import add_model, add_weights, positive_int
 
     add_model(parser)
     add_weights(parser)
@@ -44,13 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare with every entry of a library, on accelerators where there are any",
     )
     parser.add_argument("--ask", metavar="QUESTION", help="ask each match, of a library")
-    parser.add_argument("--top", type=positive, default=5, metavar="N", help="how many (default 5)")
     parser.add_argument(
-        "--k", type=positive, metavar="K", help="read only the first K chorus tokens"
+        "--top", type=positive_int, default=5, metavar="N", help="how many (default 5)"
+    )
+    parser.add_argument(
+        "--k", type=positive_int, metavar="K", help="read only the first K chorus tokens"
     )
     parser.add_argument(
         "--dim",
-        type=positive,
+        type=positive_int,
         metavar="D",
         help="compare only the first D numbers of embeddings, of a folder",
     )

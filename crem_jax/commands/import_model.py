@@ -19,13 +19,13 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import add_writing, whole
+    from crem_jax.commands.options import add_writing, non_negative_int
 
     parser.add_argument("source", metavar="HF_DIR", help="a directory with config.json")
     parser.add_argument("out", metavar="OUT", help="the model directory to make")
     parser.add_argument(
         "--chorus",
-        type=whole,
+        type=non_negative_int,
         default=16,
         metavar="K",
         help="chorus tokens for a model without any (default 16); 0 leaves it plain",

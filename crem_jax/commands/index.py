@@ -22,7 +22,7 @@ _HOURS = 24 * 7  # that a process waits for the others when its share is done
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import add_model, add_running, positive
+    from crem_jax.commands.options import add_model, add_running, positive_int
 
     add_model(parser)
     parser.add_argument("source", metavar="SOURCE", help="PATH, or KIND:PATH,KEY=VALUE,…")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory_k",
-        type=positive,
+        type=positive_int,
         metavar="K",
         help="chorus tokens stored per memory (default: all)",
     )
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch",
-        type=positive,
+        type=positive_int,
         default=128,
         metavar="N",
         help="items stored together (default 128)",

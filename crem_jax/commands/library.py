@@ -25,16 +25,24 @@ _SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import positive
+    from crem_jax.commands.options import positive_int
 
     parser.add_argument("action", choices=("stats", "compact", "verify", "map"), help="what to do")
     parser.add_argument("library", metavar="DIR", help="what `crem index` made")
     parser.add_argument(
-        "--queries", type=positive, default=64, metavar="N", help="to measure recall (default 64)"
+        "--queries",
+        type=positive_int,
+        default=64,
+        metavar="N",
+        help="to measure recall (default 64)",
     )
     parser.add_argument("--out", default="map.png", metavar="FILE", help="of map (default map.png)")
     parser.add_argument(
-        "--cells", type=positive, default=24, metavar="N", help="of map, along a side (default 24)"
+        "--cells",
+        type=positive_int,
+        default=24,
+        metavar="N",
+        help="of map, along a side (default 24)",
     )
 
 

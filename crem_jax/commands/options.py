@@ -75,7 +75,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 def add_precision(parser: argparse.ArgumentParser) -> None:
     """Adds --dtype and --workers."""
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the arithmetic")
-    parser.add_argument("--workers", type=positive, metavar="N", help="decoding threads")
+    parser.add_argument("--workers", type=positive_int, metavar="N", help="decoding threads")
 
 
 def step(text: str) -> int | str:
@@ -87,21 +87,21 @@ def step(text: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{text!r} is not best, last or a step number")
 
 
-def positive(text: str) -> int:
+def positive_int(text: str) -> int:
     """A whole number of at least 1."""
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
 
 
-def whole(text: str) -> int:
+def non_negative_int(text: str) -> int:
     """A whole number of at least 0."""
     if text.isdecimal():
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
 
 
-def above_zero(text: str) -> float:
+def positive_float(text: str) -> float:
     """A finite number above 0."""
     value = _number(text)
     if not 0 < value < float("inf"):
@@ -109,7 +109,7 @@ def above_zero(text: str) -> float:
     return value
 
 
-def temperature(text: str) -> float:
+def non_negative_float(text: str) -> float:
     """A finite number of at least 0."""
     value = _number(text)
     if not 0 <= value < float("inf"):
@@ -117,7 +117,7 @@ def temperature(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
+def positive_fraction(text: str) -> float:
     """A number in (0, 1]."""
     value = _number(text)
     if not 0 < value <= 1:
@@ -125,7 +125,7 @@ def share(text: str) -> float:
     return value
 
 
-def part(text: str) -> float:
+def fraction(text: str) -> float:
     """A number in [0, 1]."""
     value = _number(text)
     if not 0 <= value <= 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from crem_jax.commands.options import add_recipe, take_overrides, whole
+from crem_jax.commands.options import add_recipe, non_negative_int, take_overrides
 
 EXAMPLES = """\
   crem plan --config=qwen2_vl_2b --topology=v5e:16x16 --per_chip_batch=4
@@ -34,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--per_chip_batch",
-        type=whole,
+        type=non_negative_int,
         default=0,
         metavar="N",
         help="packed sequences a chip (default: the config's own buckets)",
     )
     parser.add_argument(
         "--chunk",
-        type=whole,
+        type=non_negative_int,
         default=0,
         metavar="N",
         help="of --per_chip_batch, sequences in memory at a time (GradCache; default: all)",

@@ -20,28 +20,30 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import part, positive
+    from crem_jax.commands.options import fraction, positive_int
 
     parser.add_argument("source", metavar="SOURCE", help="PATH, or KIND:PATH,KEY=VALUE,…")
     parser.add_argument("out", metavar="OUT", help="the directory to make")
     parser.add_argument(
         "--max_pixels",
-        type=positive,
+        type=positive_int,
         metavar="N",
         help="shrink larger pictures (default: keep every file as it is)",
     )
     parser.add_argument("--split", default="train", metavar="NAME", help="default: train")
     parser.add_argument(
-        "--shard_records", type=positive, default=1000, metavar="N", help="default: 1000"
+        "--shard_records", type=positive_int, default=1000, metavar="N", help="default: 1000"
     )
     parser.add_argument(
         "--max_bad",
-        type=part,
+        type=fraction,
         default=0.1,
         metavar="SHARE",
         help="fail if more than this share of the records is skipped (default: 0.1)",
     )
-    parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: cores)")
+    parser.add_argument(
+        "--workers", type=positive_int, metavar="N", help="processes (default: cores)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

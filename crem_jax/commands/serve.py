@@ -27,7 +27,7 @@ SHORTEST_TOKEN = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import above_zero, add_weights, positive, step
+    from crem_jax.commands.options import add_weights, positive_float, positive_int, step
 
     parser.add_argument("--model", required=True, metavar="MODEL", help="a run or model directory")
     parser.add_argument(
@@ -62,16 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     limits = parser.add_argument_group("limits")
     for name, kind, what in (
-        ("requests", positive, "at a time, waiting ones included; more get 429"),
-        ("rows", positive, "embeddings in a batch, and answers generated at a time"),
-        ("deadline", above_zero, "seconds for a request; then 504"),
-        ("tokens", positive, "of an answer at most"),
-        ("inputs", positive, "embeddings of a request"),
-        ("images", positive, "pictures of a request, or of one of its inputs"),
-        ("pixels", positive, "of a picture"),
-        ("picture_seconds", above_zero, "to decode a picture"),
-        ("body_bytes", positive, "of a request"),
-        ("connections", positive, "at one time"),
+        ("requests", positive_int, "at a time, waiting ones included; more get 429"),
+        ("rows", positive_int, "embeddings in a batch, and answers generated at a time"),
+        ("deadline", positive_float, "seconds for a request; then 504"),
+        ("tokens", positive_int, "of an answer at most"),
+        ("inputs", positive_int, "embeddings of a request"),
+        ("images", positive_int, "pictures of a request, or of one of its inputs"),
+        ("pixels", positive_int, "of a picture"),
+        ("picture_seconds", positive_float, "to decode a picture"),
+        ("body_bytes", positive_int, "of a request"),
+        ("connections", positive_int, "at one time"),
     ):
         default = getattr(_limits(), name)
         limits.add_argument(

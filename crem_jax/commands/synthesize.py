@@ -20,7 +20,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from crem_jax.commands.options import positive, temperature, whole
+    from crem_jax.commands.options import non_negative_float, non_negative_int, positive_int
 
     parser.add_argument("source", metavar="SOURCE", help="PATH, or KIND:PATH,KEY=VALUE,…")
     parser.add_argument("out", metavar="OUT.jsonl", help="the file to write, or to go on with")
@@ -34,21 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="the environment variable that holds the endpoint's API key (default: no key)",
     )
-    parser.add_argument("--pairs", type=positive, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--pairs", type=positive_int, default=3, metavar="N", help="default: 3")
     parser.add_argument(
         "--questions", metavar="FILE", help="ask these, one a line, in place of the teacher's own"
     )
-    parser.add_argument("--batch", type=positive, default=16, metavar="N", help="default: 16")
+    parser.add_argument("--batch", type=positive_int, default=16, metavar="N", help="default: 16")
     parser.add_argument(
-        "--parallel", type=positive, default=8, metavar="N", help="requests at once"
+        "--parallel", type=positive_int, default=8, metavar="N", help="requests at once"
     )
-    parser.add_argument("--timeout", type=positive, default=120, metavar="SECONDS")
-    parser.add_argument("--retries", type=whole, default=6, metavar="N", help="default: 6")
-    parser.add_argument("--max_new_tokens", type=positive, default=384, metavar="N")
+    parser.add_argument("--timeout", type=positive_int, default=120, metavar="SECONDS")
     parser.add_argument(
-        "--temperature", type=temperature, default=0.0, metavar="T", help="0 is greedy (default)"
+        "--retries", type=non_negative_int, default=6, metavar="N", help="default: 6"
     )
-    parser.add_argument("--seed", type=whole, default=0, metavar="S")
+    parser.add_argument("--max_new_tokens", type=positive_int, default=384, metavar="N")
+    parser.add_argument(
+        "--temperature",
+        type=non_negative_float,
+        default=0.0,
+        metavar="T",
+        help="0 is greedy (default)",
+    )
+    parser.add_argument("--seed", type=non_negative_int, default=0, metavar="S")
 
 
 def run(args: argparse.Namespace) -> int:

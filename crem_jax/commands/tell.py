@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from crem_jax.commands.options import (
         add_model,
         add_weights,
-        positive,
-        share,
-        temperature,
-        whole,
+        non_negative_float,
+        non_negative_int,
+        positive_fraction,
+        positive_int,
     )
 
     add_model(parser)
@@ -43,23 +43,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", metavar="X", help="of an entry there, as `crem find` shows it")
     parser.add_argument("--compressed", action="store_true", help="answer from the chorus alone")
     parser.add_argument(
-        "--k", type=positive, metavar="K", help="with --compressed or --in, from its first K tokens"
+        "--k",
+        type=positive_int,
+        metavar="K",
+        help="with --compressed or --in, from its first K tokens",
     )
     parser.add_argument(
         "--sinks",
-        type=whole,
+        type=non_negative_int,
         default=0,
         metavar="N",
         help="with --compressed, keep the first N slots of the context too (default 0)",
     )
     parser.add_argument(
-        "--temperature", type=temperature, default=0.0, metavar="T", help="0 is greedy (default)"
+        "--temperature",
+        type=non_negative_float,
+        default=0.0,
+        metavar="T",
+        help="0 is greedy (default)",
     )
     parser.add_argument(
-        "--top_p", type=share, default=1.0, metavar="P", help="nucleus, with a temperature"
+        "--top_p",
+        type=positive_fraction,
+        default=1.0,
+        metavar="P",
+        help="nucleus, with a temperature",
     )
-    parser.add_argument("--max_new_tokens", type=positive, default=64, metavar="N")
-    parser.add_argument("--seed", type=whole, default=0, metavar="S")
+    parser.add_argument("--max_new_tokens", type=positive_int, default=64, metavar="N")
+    parser.add_argument("--seed", type=non_negative_int, default=0, metavar="S")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from crem_jax.commands.options import add_recipe, take_overrides, whole
+from crem_jax.commands.options import add_recipe, non_negative_int, take_overrides
 from crem_jax.errors import CremError
 
 EXAMPLES = """\
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--profile",
-        type=whole,
+        type=non_negative_int,
         default=0,
         metavar="STEPS",
         help="trace STEPS steps, after compilation, to DIR/profile (xprof)",
