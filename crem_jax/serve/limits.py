@@ -1,4 +1,4 @@
-"""What a server takes upon itself: the bounds of requests, of waiting, and of time."""
+"""The limits of a server: sizes of requests, concurrency, and time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bounds of one server.
+    """Limits of a server.
 
     Attributes:
       requests: that are worked on or wait at one time; more are refused with 429.

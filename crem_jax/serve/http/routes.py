@@ -1,4 +1,4 @@
-"""The HTTP interface: OpenAI's routes, and those of the library."""
+"""The HTTP API: OpenAI's routes, and those of the library."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read(schema: type[T]) -> Callable[[Request], Any]:
 
 
 def documented(schema: type[BaseModel]) -> dict[str, Any]:
-    """What the interface's own description says of a body."""
+    """The OpenAPI description of a request body."""
     content = {"application/json": {"schema": schema.model_json_schema()}}
     return {"openapi_extra": {"requestBody": {"content": content, "required": True}}}
 
@@ -134,7 +134,7 @@ def make_routes(service: Service) -> APIRouter:
 
 
 def _sampling(body: ChatRequest | AskRequest) -> Sampling:
-    """OpenAI's seeds are wider than the model's."""
+    """The sampling parameters of a request; seeds are taken modulo 2³¹."""
     seed = None if body.seed is None else body.seed % 2**31
     return Sampling(body.temperature, body.top_p, seed)
 
@@ -231,7 +231,7 @@ def _check_model(service: Service, name: str | None) -> None:
 
 
 def _invalid(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body; what the body says is not repeated."""
+    """The first validation error of a body, without quoting the body."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])[:200]
     message = first["msg"].removeprefix("Value error, ")[:300]

@@ -1,5 +1,5 @@
-"""What requests may say. OpenAI's own requests may say more, which is left out of account unless it
-would change the answer; then it is refused. Requests of our own may say nothing else.
+"""The schemas of request bodies. Unknown fields of OpenAI's requests are ignored, and unsupported
+ones that would change the answer are refused; other requests may have no unknown fields.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OpenAIRequest(BaseModel):
 
 
 class StrictRequest(BaseModel):
-    """A request of our own."""
+    """A request of crem's own routes; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -106,7 +106,7 @@ class ChatRequest(OpenAIRequest):
     stream_options: StreamOptions | None = None
     compressed: bool = Field(default=False, description="answer from the chorus alone")
     k: ChorusTokens
-    # What would change the answer and is not implemented.
+    # Not implemented, and refused, as they would change the answer.
     n: Any = None
     stop: Any = None
     tools: Any = None
