@@ -29,7 +29,7 @@ _TIMED = 6  # steps, after as many that compile and warm up
 
 
 class Cost(NamedTuple):
-    """What a run trains, the FLOPs of one of its steps, and in how many ways it is asked."""
+    """What a run trains, the FLOPs of one of its steps, and the number of its evaluations."""
 
     setting: Setting
     flops: float
@@ -38,15 +38,15 @@ class Cost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """What all runs of a workdir have in common, and what was measured: WORKDIR/pace.json.
+    """Properties common to all runs of a workdir, and measured durations: WORKDIR/pace.json.
 
     Attributes:
-      steps: of every run. scenes: held-out scenes that it is shown.
-      step_seconds, evaluation_seconds: of the timed setting, asked in one way; 0 if nothing was
-        timed.
-      start_seconds: of a run, before its first step.
-      compile_seconds: what the first run of a setting takes more.
-      flops: of a step of the timed setting.
+      steps: of every run. scenes: number of held-out scenes in an evaluation.
+      step_seconds, evaluation_seconds: of the timed setting, for one step and one evaluation; 0 if
+        nothing was timed.
+      start_seconds: start-up time of a run, before its first step.
+      compile_seconds: additional time of the first run of a setting.
+      flops: FLOPs of a step of the timed setting.
     """
 
     steps: int
@@ -95,9 +95,9 @@ def step_flops(config: ConfigDict) -> float:
 
 
 def time_setting(config: ConfigDict, scenes: int) -> Pace:
-    """Trains a few steps of a config, asks what every run is asked, twice, and throws it away.
+    """Trains a few steps of a config and evaluates them, twice, and discards the results.
 
-    The first time compiles, the second finds compiled code, as a setting's other seeds do.
+    The first round compiles; the second uses the compiled code, as further seeds of a setting do.
     """
     rounds = []
     for seed in range(2):

@@ -1,4 +1,4 @@
-"""The runs of a study: WORKDIR/SETTING/SEED, trained and asked until each has its ablation.json."""
+"""The runs of a study, WORKDIR/SETTING/SEED: trained and evaluated until ablation.json is there."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Run:
             return {}
 
     def missing(self, study: Study) -> tuple[Row, ...]:
-        """Rows of the study that it has not been asked yet."""
+        """Rows of the study that it has no scores for yet."""
         known = self.summary().get("scores", {})
-        rows = {row.asked: row for row in study.rows_of(self.setting)}
-        wanted = [row for row in rows.values() if row.asked not in known]
+        rows = {row.score_key: row for row in study.rows_of(self.setting)}
+        wanted = [row for row in rows.values() if row.score_key not in known]
         if study.signs:
-            wanted = [r for r in rows.values() if "sign_native" not in known.get(r.asked, {})]
+            wanted = [r for r in rows.values() if "sign_native" not in known.get(r.score_key, {})]
         return tuple(wanted)
 
 
@@ -104,9 +104,9 @@ def finish(
             model = load(run.directory, "last")
         else:
             model = train(config_of_run(run, config_of, steps), run.directory)
-        asked, scores = ModelScores(model, scenes), summary.get("scores", {})
+        scorer, scores = ModelScores(model, scenes), summary.get("scores", {})
         for row, signs in rows:
-            scores[row.asked] = scores.get(row.asked, {}) | asked.scores(row, signs)
+            scores[row.score_key] = scores.get(row.score_key, {}) | scorer.scores(row, signs)
         setting = dataclasses.asdict(run.setting)
         about = {"setting": setting, "seed": run.seed, "steps": steps, "scenes": scenes}
         write_json(run.directory / SUMMARY, {**about, "scores": scores})

@@ -1,4 +1,4 @@
-"""What a table compares: settings that are trained, and the ways each is asked."""
+"""Studies: the settings that are trained, and how each is evaluated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Published = Mapping[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One way to train: what is added to the option of the config file, and keys that are changed.
+    """One way to train: options added to those of the config file, and changed keys.
 
     Attributes:
       option: "arm=crem,chorus=4". changes: ("loss.elastic=0.0", …).
@@ -30,7 +30,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """The directory of its runs: equal settings of two studies share them."""
+        """The directory of its runs, shared by equal settings of different studies."""
         options = [part.removeprefix("arm=") for part in self.option.split(",") if part]
         return re.sub(r"[^\w.=+-]", "-", "+".join([*options, *self.changes])) or "default"
 
@@ -41,11 +41,12 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of a table: a setting, asked in one way.
+    """A row of a table: a setting, evaluated in one way.
 
     Attributes:
       label: its name in the table; `x` in the figure, on the curve called `series`.
-      k: first chorus tokens that are read; None is all. sinks: context slots kept beside them.
+      k: number of leading chorus tokens that are visible; None: all. sinks: context slots kept
+        beside them.
       published: the paper's figures of Qwen2-VL-2B, in percent: MMEB, native, compressed, cache.
     """
 
@@ -58,8 +59,8 @@ class Row:
     published: Published = dataclasses.field(default_factory=dict)
 
     @property
-    def asked(self) -> str:
-        """Key of its scores in the summary of a run."""
+    def score_key(self) -> str:
+        """The key of its scores in the summary of a run."""
         return f"k={self.k or 'all'},sinks={self.sinks}"
 
 

@@ -33,9 +33,9 @@ def collect(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     rows = []
     for row in study.rows:
         by_seed = {
-            str(seed): scores[row.asked]
+            str(seed): scores[row.score_key]
             for (setting, seed), scores in summaries.items()
-            if setting == row.setting and set(names) <= set(scores.get(row.asked, ()))
+            if setting == row.setting and set(names) <= set(scores.get(row.score_key, ()))
         }
         about = {name: getattr(row, name) for name in ("label", "series", "x", "k", "sinks")}
         rows.append(
@@ -130,17 +130,17 @@ def _apart(series: Mapping[str, Sequence[Mapping]], places: Sequence[str], colum
     if len(series) != 2 or not places:
         return []
     first, second = ({r["x"]: r["by_seed"] for r in rows} for rows in series.values())
-    told = []
+    parts = []
     for x in places:
         seeds = first[x].keys() & second[x].keys()
         if seeds:
             mean, spread = _cell([second[x][s][column] - first[x][s][column] for s in seeds])
             about = f" ± {100 * spread:.1f}" if spread is not None else ""
-            told.append(f"{x}: {100 * mean:+.1f}{about}")
-    if not told:
+            parts.append(f"{x}: {100 * mean:+.1f}{about}")
+    if not parts:
         return []
     one, other = series
-    return [f"- {COLUMNS[column]}, {other} against {one}, in points: {', '.join(told)}"]
+    return [f"- {COLUMNS[column]}, {other} against {one}, in points: {', '.join(parts)}"]
 
 
 def order(collected: Mapping[str, Any]) -> list[str]:

@@ -128,7 +128,7 @@ def train(
                 update = distributed.compile_everywhere(update, state, batch, seed)
             state, metrics = update(state, batch, seed)
             pending.append(metrics)
-            last, stop = step == config.steps, preemption.asked(step)
+            last, stop = step == config.steps, preemption.stop_requested(step)
 
             if step % config.log_every == 0 or last or stop:
                 fetched, pending = jax.device_get(pending), []

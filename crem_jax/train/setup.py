@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: model, tokenizer, stream, optimiser."""
+"""Builds the parts of a run from its config: model, tokenizer, stream and optimiser."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from crem_jax.train.start import TOKENIZER_DIR, scratch_model, starting_point
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a training step is made of: all of it static, none of it data.
+    """The static parts of a training step.
 
     Attributes:
-      rates: path -> multiplier of the learning rate, of every parameter.
-      frozen: the paths whose multiplier is 0. frozen_dtype: the type they are stored in.
+      rates: path of every parameter -> multiplier of its learning rate.
+      frozen: paths of parameters whose multiplier is 0. frozen_dtype: data type they are stored in.
     """
 
     model: ModelConfig
@@ -43,14 +43,14 @@ class Objective:
     frozen_dtype: str
 
     def step_arguments(self) -> dict[str, Any]:
-        """The static arguments of `train_step`, but for the seed."""
+        """The keyword arguments of `train_step`, all static."""
         names = ("model", "loss", "optimizer", "learning_rate", "frozen")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts(Objective):
-    """What a run is made of. weights: see `start.Start`."""
+    """All parts of a run. weights: see `start.Start`."""
 
     tokenizer: Any
     stream: Stream
@@ -61,11 +61,11 @@ def make_parts(config: TrainConfig | ConfigDict, run: Path | None = None) -> Par
     """The parts of a config.
 
     Args:
-      run: directory of a run that may have begun; its model is then the one there.
+      run: directory of a run that may have started; its model then takes precedence.
 
     Raises:
-      ConfigError: the config makes no sense; the message names the key.
-      OSError: files it names are not there.
+      ConfigError: the config is invalid; the message names the key.
+      OSError: a file it names is missing.
     """
     config = TrainConfig.of(config)
     start = starting_point(config, run)
@@ -89,9 +89,9 @@ def make_parts(config: TrainConfig | ConfigDict, run: Path | None = None) -> Par
 
 
 def make_objective(config: TrainConfig | ConfigDict, model: ModelConfig | None = None) -> Objective:
-    """The step of a config, for its own model from scratch unless another is given.
+    """The objective of a config, for `model` or else the config's own model from scratch.
 
-    Nothing is allocated and no data is opened.
+    Allocates no arrays and opens no data.
     """
     config = TrainConfig.of(config)
     if model is None:
@@ -102,9 +102,9 @@ def make_objective(config: TrainConfig | ConfigDict, model: ModelConfig | None =
     frozen = frozenset(path for path, rate in rates.items() if not rate)
     if len(frozen) == len(rates):
         raise ConfigError("optim.rates freezes every parameter; nothing is left to train")
-    seen = [path for path in rates if path.startswith("vision/") and path not in frozen]
-    if loss.cache_vision and seen:
-        raise ConfigError(f"loss.cache_vision needs a frozen vision tower, but {seen[0]} trains")
+    trained = [path for path in rates if path.startswith("vision/") and path not in frozen]
+    if loss.cache_vision and trained:
+        raise ConfigError(f"loss.cache_vision needs a frozen vision tower, but {trained[0]} trains")
     return Objective(
         model=model,
         loss=loss,

@@ -116,7 +116,7 @@ def written(directory: Path, study: Study, scores: dict[str, list[float]]) -> li
         for seed, value in enumerate(scores.get(row.label, ())):
             run = Run(row.setting, seed, directory / row.setting.name / str(seed))
             run.directory.mkdir(parents=True)
-            asked = {row.asked: dict.fromkeys(COLUMNS, value)}
+            asked = {row.score_key: dict.fromkeys(COLUMNS, value)}
             (run.directory / SUMMARY).write_text(json.dumps({"scores": asked}))
             runs.append(run)
     return runs
@@ -157,7 +157,7 @@ def test_series_are_judged_by_their_means_over_the_places_they_share(tmp_path):
     for seed, value in enumerate((0.31, 0.35)):
         path = tmp_path / "all" / str(seed) / SUMMARY
         known = json.loads(path.read_text())["scores"]
-        known[rows[-1].asked] = dict.fromkeys(COLUMNS, value)
+        known[rows[-1].score_key] = dict.fromkeys(COLUMNS, value)
         path.write_text(json.dumps({"scores": known}))
     said = "\n".join(verdict(study, collect(study, runs)))
     assert "find, mean over 1, 2: best is elastic (0.270 ± 0.021); within spread: none" in said
@@ -173,8 +173,8 @@ def test_what_signs_say_is_judged_and_drawn(tmp_path):
         run = Run(row.setting, 0, tmp_path / row.setting.name / "0")
         run.directory.mkdir(parents=True, exist_ok=True)
         known = run.summary().get("scores", {})
-        known[row.asked] = dict.fromkeys([*COLUMNS, *SIGN_COLUMNS], 0.1)
-        known[row.asked]["sign_compressed"] = row.k / 100
+        known[row.score_key] = dict.fromkeys([*COLUMNS, *SIGN_COLUMNS], 0.1)
+        known[row.score_key]["sign_compressed"] = row.k / 100
         (run.directory / SUMMARY).write_text(json.dumps({"scores": known}))
     collected = collect(study, [run])
     assert "- sign read, compressed: best is k = 16 (0.160)" in "\n".join(verdict(study, collected))
@@ -229,7 +229,7 @@ def test_runs_are_trained_asked_once_and_found_again(toy_config, tmp_path, monke
             self.model = model
 
         def scores(self, row, signs=False):
-            asked.append(row.asked)
+            asked.append(row.score_key)
             return dict.fromkeys(COLUMNS, cache_share(self.model, row.k, row.sinks))
 
     monkeypatch.setattr(ablation_runs, "ModelScores", Cheap)

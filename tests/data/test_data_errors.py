@@ -249,7 +249,7 @@ def test_a_bug_ends_the_doctor_preparing_and_synthesis(monkeypatch, tmp_path):
         prepare(source, Plan("failing", 8), tmp_path / "out", workers=1)
     with pytest.raises(KeyError):
         synthesize(source, tmp_path / "out.jsonl", None, None)
-    monkeypatch.setattr(inspect_record, "_look_at_picture", wrong_shapes)
+    monkeypatch.setattr(inspect_record, "_inspect_picture", wrong_shapes)
     look = inspect_record.RecordInspector(toy.Toy(2), Limits(), str(file))
     with pytest.raises(ValueError, match=BUG):
         list(look((0, 2)))

@@ -215,9 +215,9 @@ def test_so_many_bad_steps_in_a_row_end_the_run_and_name_the_records():
 def test_sigterm_is_noticed_and_what_handled_it_before_handles_it_again():
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
-        assert not preemption.asked(1)
+        assert not preemption.stop_requested(1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.asked(2)
+        assert preemption.stop_requested(2)
     assert signal.getsignal(signal.SIGTERM) == before
 
 

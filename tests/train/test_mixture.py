@@ -84,7 +84,7 @@ def test_a_batch_of_the_mixture_has_its_share_of_every_format(formats):
     seen: Counter[str] = Counter()
     for step in range(8):
         batch, packed = stream.make(step)
-        assert packed.skipped == () and packed.left == ()
+        assert packed.skipped == () and packed.unplaced == ()
         assert (batch.query_row >= 0).sum() == sum(bool(r.positives) for r in stream.records(step))
         seen.update(stream.spec.names[ref.source] for ref in stream.refs(step))
     assert seen.total() == 8 * 16 and min(seen.values()) >= 16 and set(seen) == set(sources)

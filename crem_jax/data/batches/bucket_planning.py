@@ -1,4 +1,4 @@
-"""Which buckets suit a data set: widths and rows from the sizes of its pictures."""
+"""Plans buckets for a data set: widths and rows from the sizes of its images."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from crem_jax.data.images.patches import fill_grid
 from crem_jax.errors import CremError
 
 STEP = 8
-"""Widths are multiples of so many vision tokens (32 patches of Qwen2-VL)."""
+"""Widths are multiples of this many vision tokens (32 patches of Qwen2-VL)."""
 
 
 Size = tuple[int, int, int]
-"""A picture: height, width, and its vision tokens by the model's own rule."""
+"""An image: height and width in pixels, and its vision tokens at the model's own resolution."""
 
 
 def best_widths(
     pictures: Sequence[Size], count: int, keep: float = 0.9, step: int = STEP
 ) -> tuple[int, ...]:
-    """The `count` widths for such pictures that lose the least, in rising order.
+    """The `count` bucket widths, in vision tokens, with the least total loss, in rising order.
 
-    What a picture loses in a bucket is the padding beside it and the vision tokens that it gives up
-    to fit, of which it must keep the share `keep`. Solved exactly, by dynamic programming.
+    The loss of an image in a bucket is its padding plus the vision tokens it gives up when shrunk
+    to fit; it must keep at least the share `keep` of them. Solved exactly by dynamic programming.
 
     Args:
-      pictures: a sample of the data. step: widths are multiples of it.
+      pictures: a sample of the data set. count: the number of widths. step: widths are multiples
+        of it.
 
     Raises:
-      CremError: no pictures, or `count` widths are too few to keep so much of all.
+      CremError: there are no images, or too few widths for every image to keep the share `keep`.
     """
     tally = Counter(pictures)
     order = sorted(tally, key=lambda size: size[2])
@@ -76,13 +77,13 @@ def best_widths(
 def share_rows(
     pictures: Sequence[Size], widths: Sequence[int], rows: int, unit: int = 1, keep: float = 0.9
 ) -> tuple[int, ...]:
-    """Rows of each width, `rows` in all, in the proportions in which the pictures need them.
+    """Distributes `rows` over the widths in proportion to the images that suit each best.
 
     Args:
-      unit: rows are multiples of it: the devices that share a batch.
+      unit: rows of a width are a multiple of it, the number of devices that share a batch.
 
     Raises:
-      CremError: `rows` is no multiple of `unit`, or less than one unit for each width.
+      CremError: `rows` is not a multiple of `unit`, or is less than one unit per width.
     """
     units = rows // unit
     if rows % unit or units < len(widths):
@@ -100,7 +101,7 @@ def share_rows(
 
 
 def _losses(pictures: Sequence[Size], widths: np.ndarray, keep: float) -> np.ndarray:
-    """Tokens lost by each picture in each width, [widths, pictures]; infinite below `keep`."""
+    """Tokens lost by each image in each width, [widths, images]; infinite below `keep`."""
     loss = np.full((len(widths), len(pictures)), np.inf)
     for j, (height, width, tokens) in enumerate(pictures):
         for i, room in enumerate(widths):
@@ -115,5 +116,5 @@ def _losses(pictures: Sequence[Size], widths: np.ndarray, keep: float) -> np.nda
 
 
 def loss_of(tokens: int, used: int, room: int) -> int:
-    """Slots that hold padding, and tokens given up to fit."""
+    """Padding slots plus vision tokens given up to fit, of an image in a bucket."""
     return (room - used) + (tokens - used)

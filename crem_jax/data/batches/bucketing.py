@@ -1,10 +1,10 @@
-"""Which rows the contexts of a batch get: records in, places in static shapes out.
+"""Assigns the contexts of a batch to buckets of static shape.
 
-Contexts go to a few static buckets, so that a three-token label never pays for a picture. The
-shapes of a step never change; what varies is fitted to them: a picture may be made a little
-smaller where it would be just over a bucket, larger pictures choose first, and when the rows of a
-size run out the next ones take what is nearest. Every process can so fill its share without
-knowing the others', which a choice among several compiled batch shapes would need. The same item
+Contexts are padded to one of a few shapes, so that a three-token label does not cost as much as an
+image. The shapes of a step never change, the contents are fitted to them: an image slightly too
+large for a bucket is shrunk a little, larger images choose first, and when the rows of one bucket
+run out the next best bucket is used. Each process can thus fill its share without knowing those of
+the others, which choosing among several compiled batch shapes would require. An item that occurs
 twice in a batch is encoded once.
 """
 
@@ -23,33 +23,34 @@ from crem_jax.data.inputs.prompt import Draft, Prompter
 from crem_jax.data.records import Record
 
 LEAST_KEPT = 0.1
-"""Share of its vision tokens that a picture keeps at the least when its batch runs out of rows."""
+"""Minimum share of its vision tokens that an image keeps when its batch runs out of rows."""
 
 _LAST_RESORT = 1e6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """A record whose texts are tokens and whose pictures are opened.
+    """A record with its texts tokenised and its images opened.
 
     Attributes:
-      query, positive: its contexts; positive is None if it has none to find.
+      query, positive: its contexts; positive is None if the record has no positives.
       keys: content hashes of the query and of all positives.
-      talk: its conversation, if any.
+      conversation: its tokenised turns, or None.
     """
 
     record: Record
     query: Draft
     positive: Draft | None
     keys: tuple[int, ...]
-    talk: TargetRow | None
+    conversation: TargetRow | None
 
 
 class Batcher:
-    """Makes batches of one process's share.
+    """Turns records into samples and assigns them to buckets, for one process's share.
 
     Args:
-      spec: of the global batch. process, processes: whose share this is.
+      spec: the specification of the global batch. process, processes: the index of this process
+        and their number.
     """
 
     def __init__(self, spec: BatchSpec, prompter: Prompter, process: int = 0, processes: int = 1):
@@ -65,10 +66,10 @@ class Batcher:
             start += rows * processes
 
     def sample(self, record: Record) -> Sample:
-        """Opens a record.
+        """Tokenises a record and opens its images.
 
         Raises:
-          CremError: it cannot be used, whatever else is in the batch.
+          CremError: it cannot be used, or fits no bucket even when the batch is empty.
         """
         spec, draft = self.spec, self.prompter.draft
         if len(record.positives) > spec.positives:
@@ -81,12 +82,12 @@ class Batcher:
             query=draft(record.query),
             positive=draft(record.positives[0]) if record.positives else None,
             keys=tuple(item.content_hash() for item in items),
-            talk=self._conversation(record),
+            conversation=self._conversation(record),
         )
         empty = {name: bucket.rows for name, bucket in spec.buckets.items()}
-        if self.choose(sample.query, sample.talk, empty) is None:
-            raise PromptError(self._no_room("query", sample.query, sample.talk))
-        alone = sample.positive if sample.talk is None else None
+        if self.choose(sample.query, sample.conversation, empty) is None:
+            raise PromptError(self._no_room("query", sample.query, sample.conversation))
+        alone = sample.positive if sample.conversation is None else None
         if alone is not None and self.choose(alone, None, empty) is None:
             raise PromptError(self._no_room("positive", alone, None))
         return sample
@@ -94,18 +95,24 @@ class Batcher:
     def choose(
         self,
         draft: Draft,
-        talk: TargetRow | None,
+        conversation: TargetRow | None,
         free: Mapping[str, int],
         required: bool = True,
     ) -> str | None:
-        """The bucket a context should go to, of those with free rows; None if there is none.
+        """The best bucket with free rows for a context, or None if none has room.
 
-        A picture goes where least is lost, by padding or by shrinking within `keep`.
-        What is `required` can also be shrunk further, and a text take a row meant for pictures.
+        An image goes where it loses the fewest tokens by padding and by shrinking within `keep`.
+        A `required` image may also be shrunk further, and a required text use an image bucket.
+
+        Args:
+          conversation: goes into the same row. free: bucket -> number of free rows.
         """
         slots = answers = 0
-        if talk is not None:
-            slots, answers = len(talk.tokens), int(np.count_nonzero(talk.label >= 0))
+        if conversation is not None:
+            slots, answers = (
+                len(conversation.tokens),
+                int(np.count_nonzero(conversation.label >= 0)),
+            )
         best = None
         for name in self.names:
             bucket = self.spec.buckets[name]
@@ -118,7 +125,7 @@ class Batcher:
         return best and best[-1]
 
     def _cost(self, draft: Draft, name: str, required: bool) -> float | None:
-        """How badly a bucket suits a context; None if it does not fit."""
+        """The cost of placing a context in a bucket; None if it does not fit."""
         room, capacity = self.room(draft, name), self.capacity[name]
         if not draft.grids:
             fits = room >= 0 and (required or not capacity)
@@ -135,12 +142,12 @@ class Batcher:
         return None
 
     def room(self, draft: Draft, name: str) -> int:
-        """Vision tokens that a bucket has room for; negative if the other tokens do not fit."""
+        """Room for vision tokens in a bucket; negative if the context's other tokens do not fit."""
         others = draft.fixed + self.prompter.config.num_chorus
         return min(self.capacity[name], self.spec.buckets[name].slots - others)
 
     def _conversation(self, record: Record) -> TargetRow | None:
-        """The record's turns, as many from the first as the roomiest bucket holds."""
+        """The record's first turns, as many as the largest bucket holds; None if it has none."""
         slots, answers = (
             max(getattr(bucket, key) for bucket in self.spec.buckets.values())
             for key in ("target_slots", "answers")
@@ -151,12 +158,13 @@ class Batcher:
                 return row
         return None
 
-    def _no_room(self, what: str, draft: Draft, talk: TargetRow | None) -> str:
+    def _no_room(self, what: str, draft: Draft, conversation: TargetRow | None) -> str:
         slots = draft.fixed + draft.visual + self.prompter.config.num_chorus
         patches = draft.visual * self.prompter.config.vision.merge_size**2
         text = "no conversation"
-        if talk is not None:
-            text = f"{len(talk.tokens)} target slots, {np.sum(talk.label >= 0)} answers"
+        if conversation is not None:
+            answers = np.sum(conversation.label >= 0)
+            text = f"{len(conversation.tokens)} target slots, {answers} answers"
         return (
             f"no data.buckets entry has room for its {what}; it needs {slots} slots, "
             f"{patches} patches, {text}"

@@ -1,4 +1,4 @@
-"""The checkpointable iterator over training batches, and its account of what was skipped."""
+"""The checkpointable iterator over training batches, with statistics of skipped records."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from crem_jax.files import JsonLinesLog, keep_lines
 from crem_jax.types import Batch
 
 JUDGED_FROM = 100
-"""Records after which `max_bad_fraction` is taken at its word; earlier, it is of so many."""
+"""Minimum number of records that `max_bad_fraction` is taken of."""
 
 
 class BatchIterator(grain.DatasetIterator):
-    """Batches of steps first, first + 1, …: what `next` gives, what it leaves, and what it skipped.
+    """Batches of the steps first, first + 1, … in order, with records carried over between them.
 
-    Its state is small and names no worker or thread: the step, the places carried over and two
-    counts. A run may go on with other numbers of workers and threads.
+    The state is small and independent of workers and threads: the step, references to the carried
+    samples and two counts. A run may resume with other numbers of workers and threads.
 
     Args:
-      first, steps: where it begins and ends.
-      workers: processes that load ahead; 0 loads in this one. threads: in every one of them.
-      max_bad_fraction: of all records so far; more skipped ones are an error.
-      log: a JSONL file that gets a line for every record skipped.
+      steps: where it ends. first: the first step.
+      workers: processes that prefetch; 0 loads in this one. threads: in each of them.
+      max_bad_fraction: maximum share of skipped records; `next` raises CremError beyond it.
+      log: a JSONL file to which a line is appended for every skipped record.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class BatchIterator(grain.DatasetIterator):
         self._options = dict(workers=workers, threads=threads)
         self._max_bad = max_bad_fraction
         self._log = Path(log) if log is not None else None
-        self._made: grain.DatasetIterator | None = None
+        self._loader: grain.DatasetIterator | None = None
         self._sums: collections.Counter = collections.Counter()
         self._carried: list[SampleRef] = []
         self._restart(dict(step=first, carried=[], seen=0, skipped=0))
 
     def __next__(self) -> Batch:
-        batch, packed = next(self._source())
+        batch, packed = next(self._get_loader())
         packer = BatchPacker(self.stream.batcher, batch, packed.usage)
         skipped = list(packed.skipped)
         waiting = self._carried
@@ -67,8 +67,8 @@ class BatchIterator(grain.DatasetIterator):
                 carried.append(sample)
         skipped += self.stream.add_negatives(packer, carried, 0)
         room = self.stream.batcher.spec.carry - len(self._carried)
-        self._carried += packed.left[:room]
-        skipped += [self.stream.skip(ref, NO_ROOM) for ref in packed.left[room:]]
+        self._carried += packed.unplaced[:room]
+        skipped += [self.stream.skip(ref, NO_ROOM) for ref in packed.unplaced[room:]]
         self._count(packer, skipped, len(carried))
         self._step += 1
         return packer.batch
@@ -77,7 +77,7 @@ class BatchIterator(grain.DatasetIterator):
         return {
             "step": self._step,
             "carried": [list(ref) for ref in self._carried],
-            "seen": self._seen,
+            "seen": self._num_records,
             "skipped": self._skipped,
         }
 
@@ -86,22 +86,22 @@ class BatchIterator(grain.DatasetIterator):
         self._restart(state)
 
     def start_prefetch(self) -> None:
-        self._source().start_prefetch()
+        self._get_loader().start_prefetch()
 
     def close(self) -> None:
-        """Ends the workers."""
-        if self._made is not None:
-            self._made.close()
-            self._made = None
+        """Stops the workers."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
 
     def stats(self) -> dict[str, float]:
         """Metrics of the batches since the last call, of this process's share.
 
-        data_skipped, data_carried, data_left_out: records not used, records that came a step late,
-        and positives and negatives without room. data_waste, data_waste_patches: share of all
-        context slots, and of all patches, that is padding. data_rows_BUCKET: share of the bucket's
-        rows in use. data_kept: vision tokens after fitting pictures to buckets, as a share of those
-        by the model's own rule.
+        data_skipped: records not used. data_carried: records placed in a later step than their own.
+        data_left_out: positives and negatives without room. data_waste, data_waste_patches: share
+        of context slots and of patches that are padding. data_rows_BUCKET: share of the bucket's
+        rows in use. data_kept: vision tokens after fitting images to buckets, as a share of those
+        at the model's own resolution.
         """
         sums, self._sums = self._sums, collections.Counter()
         batches = sums["batches"]
@@ -125,23 +125,27 @@ class BatchIterator(grain.DatasetIterator):
         return {name: float(value) for name, value in values.items()}
 
     def _restart(self, state: dict[str, Any]) -> None:
-        self._step, self._seen, self._skipped = state["step"], state["seen"], state["skipped"]
+        self._step, self._num_records, self._skipped = (
+            state["step"],
+            state["seen"],
+            state["skipped"],
+        )
         self._carried = [SampleRef(*ref) for ref in state["carried"]]
         self._sums.clear()
 
-    def _source(self) -> grain.DatasetIterator:
+    def _get_loader(self) -> grain.DatasetIterator:
         """The loader from the current step on, started when first needed."""
-        if self._made is None:
+        if self._loader is None:
             if self._options["workers"] and not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads flags, which a library cannot parse
             if self._log is not None:
                 keep_lines(self._log, lambda line: line["step"] < self._step)
             dataset = self.stream.loaded(self.steps, self._step, **self._options)
-            self._made = iter(dataset)
-        return self._made
+            self._loader = iter(dataset)
+        return self._loader
 
     def _place(self, packer: BatchPacker, ref: SampleRef, skipped: list[Skip]):
-        """Gives a carried record a row, or carries it on."""
+        """Places a carried record; one without room is carried on, one that is bad is skipped."""
         record = sample = None
         result: CremError | bool | None
         try:
@@ -158,7 +162,7 @@ class BatchIterator(grain.DatasetIterator):
         return sample if result is True else None
 
     def _count(self, packer: BatchPacker, skipped: list[Skip], carried: int) -> None:
-        self._seen += len(self.stream.refs(self._step))
+        self._num_records += len(self.stream.refs(self._step))
         self._skipped += len(skipped)
         self._sums.update(packer.usage.counts)
         self._sums.update({f"rows {name}": used for name, used in packer.usage.used.items()})
@@ -166,11 +170,11 @@ class BatchIterator(grain.DatasetIterator):
         if skipped and self._log is not None:
             with JsonLinesLog(self._log) as log:
                 log.append({"step": self._step, **dataclasses.asdict(skip)} for skip in skipped)
-        if self._skipped > self._max_bad * max(self._seen, JUDGED_FROM):
+        if self._skipped > self._max_bad * max(self._num_records, JUDGED_FROM):
             last = skipped[-1]
             where = f"; all are named in {self._log}" if self._log is not None else ""
             raise CremError(
-                f"{self._skipped} of {self._seen} records could not be used, more than "
+                f"{self._skipped} of {self._num_records} records could not be used, more than "
                 f"data.max_bad_fraction = {self._max_bad}; the last is {last.id!r} of "
                 f"{last.source!r}: {last.reason}{where}"
             )

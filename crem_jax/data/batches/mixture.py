@@ -1,4 +1,4 @@
-"""Which record is which sample of the stream: a pure function of (seed, number of the sample)."""
+"""The order of samples in the stream: a pure function of (seed, sample number)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from crem_jax.configs.schema.data import BatchSpec
 from crem_jax.errors import CremError
 
 CYCLE = 10_000
-"""Blocks after which every source has had its weight exactly (to one block)."""
+"""Number of blocks in which the share of every source is exact to one block."""
 
 LISTED = 1 << 17
-"""Sources of at most so many records are shuffled by a list, which is faster than an index shuffle
-of so few; longer ones keep no list."""
+"""Sources of at most this many records are shuffled by an explicit permutation, which is faster;
+longer ones by grain's index shuffle, which needs no memory."""
 
 
 class SampleRef(NamedTuple):
-    """One sample: the `position`-th record that the stream takes of a source, counted from 0.
+    """Reference to a sample: record number `position`, from 0, that the stream reads of a source.
 
-    attempt: 0, or the how-manieth other record stands in for one that could not be used.
+    attempt: 0, or n for the n-th replacement of a record that could not be used.
     """
 
     source: int
@@ -34,14 +34,18 @@ class SampleRef(NamedTuple):
 class Mixture:
     """Random access to the global stream of samples.
 
-    With `records`, a batch is a run of each source in turn. With `weights`, the stream is made of
-    blocks of one source each. A source's blocks are spread evenly, each moved by chance within its
-    stretch of the stream: any window has about the right share of every source, and which sources
-    meet in a batch still changes all the time.
+    With `records`, a batch holds a contiguous run of each source in turn. With `weights`, the
+    stream consists of blocks of one source each. The blocks of a source are spread evenly with
+    random jitter: any window has about the right share of every source, while the combination of
+    sources in a batch varies.
 
     Args:
-      spec: of the global batch. sources: by name, with `len`; one that has a
-        `clustered_order(rng)` orders its own epochs, all others are shuffled as a whole.
+      spec: the specification of the global batch.
+      sources: by name, with `len`. A source with `clustered_order(rng)` orders its own epochs; all
+        others are shuffled.
+
+    Raises:
+      CremError: a source of `spec` is missing or empty.
     """
 
     def __init__(self, spec: BatchSpec, sources: Mapping[str, Any], seed: int):
@@ -61,7 +65,7 @@ class Mixture:
             self._blocks = _shares(np.array([spec.weights[name] for name in spec.names]))
 
     def batch(self, step: int) -> list[SampleRef]:
-        """The samples of a global batch, in the order in which `block` counts them."""
+        """The samples of the global batch of a step; with `weights`, block by block."""
         if self.spec.records:
             counts = enumerate(self.spec.records[name] for name in self.spec.names)
             return [SampleRef(n, step * count + i) for n, count in counts for i in range(count)]
@@ -69,7 +73,7 @@ class Mixture:
         return [ref for b in range(step * blocks, (step + 1) * blocks) for ref in self._in(b)]
 
     def index(self, ref: SampleRef) -> int:
-        """The record of its source that is this sample."""
+        """The index of the sample's record in its source."""
         source = self.sources[ref.source]
         if ref.attempt:
             return int(self.rng(ref).integers(len(source)))
@@ -80,7 +84,7 @@ class Mixture:
         return int(self._order(ref.source, epoch)[within])
 
     def rng(self, ref: SampleRef) -> np.random.Generator:
-        """What its source may draw from."""
+        """The random generator that is passed to the source when it reads the sample."""
         tail = [ref.attempt] if ref.attempt else []
         return np.random.default_rng([self.seed, ref.source, ref.position, *tail])
 
@@ -92,7 +96,7 @@ class Mixture:
         return [SampleRef(number, first + i) for i in range(self.spec.block)]
 
     def _cycle_of_blocks(self, cycle: int) -> tuple[np.ndarray, np.ndarray]:
-        """The source of each block of a cycle, and how many of that source precede it there."""
+        """int64 [CYCLE] each: the source of every block, and how many of its blocks precede it."""
         rng = np.random.default_rng([self.seed, cycle, 1 << 30])
         sources = np.repeat(np.arange(len(self._blocks)), self._blocks)
         rank = np.concatenate([np.arange(count) for count in self._blocks])
@@ -101,7 +105,7 @@ class Mixture:
         return sources[order], rank[order]
 
     def _shuffle(self, number: int) -> grain.MapDataset | None:
-        """Grain's index shuffle of a long source."""
+        """Grain's index shuffle of a long source; None for all others."""
         source = self.sources[number]
         if hasattr(source, "clustered_order") or len(source) <= LISTED:
             return None
@@ -117,7 +121,7 @@ class Mixture:
 
 
 def _shares(weights: np.ndarray) -> np.ndarray:
-    """Blocks of each source in a cycle, int64 [n]: the largest remainder, at least one."""
+    """Blocks of each source in a cycle, int64 [n], by largest remainder; at least one each."""
     exact = weights / weights.sum() * CYCLE
     blocks = np.maximum(np.floor(exact).astype(np.int64), 1)
     for i in np.argsort(np.floor(exact) - exact, kind="stable")[: max(0, CYCLE - blocks.sum())]:

@@ -1,4 +1,4 @@
-"""A batch being filled, row by row, in numpy arrays of static shape."""
+"""Packs samples into a batch, row by row, in numpy arrays of static shape."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from crem_jax.types import Batch
 
 @dataclasses.dataclass(eq=False)
 class Usage:
-    """What is taken of a batch's arrays.
+    """How much of a batch's arrays is in use.
 
     Attributes:
-      used: rows of each bucket. rows: content hash -> global row number.
-      candidates: content hashes. queries: places of `query_row`.
+      used: bucket -> number of rows in use. rows: content hash -> global row number.
+      candidates: content hashes of the candidates. queries: entries of `query_row` in use.
       counts: samples, left_out (positives and negatives without room), slots and patches in use,
-        visual (vision tokens) and native (those by the model's own rule).
+        visual (vision tokens) and native (vision tokens at the model's own resolution).
     """
 
     used: dict[str, int]
@@ -46,11 +46,16 @@ class Usage:
 
 @dataclasses.dataclass(eq=False)
 class RowRequest:
-    """A row that is wanted, and what becomes of it. bucket is None where there is no room."""
+    """A request for a row, and its outcome.
+
+    Attributes:
+      key: content hash. bucket: None until one is chosen, or if none has room.
+      done: the finished context. error: why it could not be finished. row: global number, or -1.
+    """
 
     key: int
     draft: Draft
-    talk: TargetRow | None = None
+    conversation: TargetRow | None = None
     bucket: str | None = None
     done: ContextRow | None = None
     error: CremError | None = None
@@ -58,13 +63,13 @@ class RowRequest:
 
 
 class BatchPacker:
-    """A batch that is being filled: numpy arrays, and what is taken of them.
+    """Fills a batch of numpy arrays.
 
-    `add` gives every query and conversation a row and then every first positive; `add_negatives`
-    gives hard negatives what is left.
+    `add` places queries with their conversations, then first positives; `add_negatives` places hard
+    negatives in the rows that remain.
 
     Args:
-      batch, taken: of a filling that another process began.
+      batch, usage: a partly filled batch to continue, and its usage; both None start an empty one.
     """
 
     def __init__(self, batcher: Batcher, batch: Batch | None = None, usage: Usage | None = None):
@@ -93,16 +98,17 @@ class BatchPacker:
 
     @property
     def free(self) -> dict[str, int]:
-        """Rows left in each bucket."""
+        """bucket -> number of free rows."""
         return {
             name: b.rows - self.usage.used[name] for name, b in self.batcher.spec.buckets.items()
         }
 
     def add(self, samples: Sequence[Sample]) -> list[CremError | bool | None]:
-        """Places what has room, larger contexts first; then one by one what is left of the rows.
+        """Places samples, larger contexts first; those without room are then retried one by one.
 
         Returns:
-          For each sample True, None if it found no room, or the error if its pictures are bad.
+          For each sample True if it was placed, None if there was no room, or the error that makes
+          it unusable.
         """
         results = self._add(samples)
         if len(samples) > 1:
@@ -140,7 +146,7 @@ class BatchPacker:
         """Places hard negatives in the order given, leaving `spare` rows of each bucket free.
 
         Returns:
-          The samples with a negative that cannot be used, and why not.
+          (sample, error) for every negative that cannot be used.
         """
         bad = []
         for sample in samples:
@@ -162,15 +168,15 @@ class BatchPacker:
     def _requests(
         self, samples: Sequence[Sample]
     ) -> tuple[list[RowRequest], list[RowRequest | None]]:
-        """The rows that queries and first positives want; equal items share theirs."""
+        """Requests for rows of queries and first positives; equal items share one."""
         known = {
             key: RowRequest(key, None, bucket="", row=row) for key, row in self.usage.rows.items()
         }
         queries, positives = [], []
         for sample in samples:
             key = sample.keys[0]
-            if sample.talk is not None or key not in known:
-                known[key] = RowRequest(key, sample.query, sample.talk)
+            if sample.conversation is not None or key not in known:
+                known[key] = RowRequest(key, sample.query, sample.conversation)
             queries.append(known[key])
         for sample in samples:
             request = None
@@ -187,10 +193,10 @@ class BatchPacker:
         queries: list[RowRequest],
         positives: list[RowRequest | None],
     ) -> list[RowRequest]:
-        """Buckets for all jobs; those that are to be done, in order.
+        """Chooses buckets for all requests; returns those to be finished, in order.
 
-        A sample without a row for its query, or for its positive if that is all it has, gives its
-        rows back. A positive without a row is left out where a conversation remains.
+        A sample gives its rows back if its query finds no row, or if its positive finds none and it
+        has no conversation. With a conversation, only the positive is dropped.
         """
         free = self.free
         for part in (queries, positives):
@@ -200,7 +206,7 @@ class BatchPacker:
                 if request is not None and request.bucket is None
             }
             for request in sorted(wanted.values(), key=_size, reverse=True):
-                request.bucket = self.batcher.choose(request.draft, request.talk, free)
+                request.bucket = self.batcher.choose(request.draft, request.conversation, free)
                 if request.bucket is not None:
                     free[request.bucket] -= 1
         room = len(self.batch.candidate_row) - len(self.usage.candidates)
@@ -212,7 +218,7 @@ class BatchPacker:
         for i, (sample, request) in enumerate(zip(samples, positives, strict=True)):
             if request is not None and (request.bucket is None or request.key in beyond):
                 positives[i] = None
-                if sample.talk is None:
+                if sample.conversation is None:
                     queries[i] = RowRequest(sample.keys[0], sample.query)
         needed = [
             request for part in (queries, positives) for request in part if request is not None
@@ -228,7 +234,7 @@ class BatchPacker:
             request.error = error
 
     def _negative(self, key: int, item: Item, spare: int) -> int | None:
-        """The row of a hard negative, None if there is no room."""
+        """Places a hard negative; returns its global row number, or None if there is no room."""
         if len(self.usage.candidates) >= len(self.batch.candidate_row) - spare:
             return None
         if key in self.usage.rows:
@@ -247,8 +253,8 @@ class BatchPacker:
     def _write(self, request: RowRequest) -> None:
         name, i = request.bucket, self.usage.used[request.bucket]
         write_context(self.batch.contexts[name], i, request.done, self.batcher.prompter.config)
-        if request.talk is not None:
-            write_target(self.batch.targets[name], i, request.talk)
+        if request.conversation is not None:
+            write_target(self.batch.targets[name], i, request.conversation)
         self.usage.used[name] += 1
         request.row = self.usage.rows[request.key] = self.batcher.offset[name] + i
         merged = self.batcher.prompter.config.vision.merge_size**2
@@ -285,7 +291,7 @@ def _size(request: RowRequest) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=4)
 def _empty(config: ModelConfig) -> ContextRow:
-    """Fills unused rows of a bucket: one pad token, referred to by nothing."""
+    """The context of unused rows: one pad token, which nothing refers to."""
     return ContextRow(
         tokens=np.asarray([config.pad_token_id], np.int32),
         position=np.zeros((1, 3), np.int32),

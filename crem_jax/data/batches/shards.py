@@ -1,4 +1,4 @@
-"""Batches put together of shards, so that they do not depend on the number of processes."""
+"""Batches composed of shards, independent of the number of processes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from crem_jax.types import Batch
 
 
 class Shards(grain.DatasetIterator):
-    """This process's shards of every batch, one after another.
+    """Iterates over batches, each the concatenation of this process's shards.
 
-    What is in a shard, and in what order, follows from (seed, step, number of shards): a run with
-    `data.shards` = 8 sees the same batches on 1, 2, 4 or 8 processes, and may move between them.
+    The contents and order of a shard depend only on (seed, step, number of shards): a run with
+    `data.shards` = 8 trains on the same batches with 1, 2, 4 or 8 processes, and may resume with
+    another of these.
 
     Args:
-      shards: number -> its iterator, in order. total: of all processes.
+      shards: shard number -> its iterator, in order. total: number of shards of all processes.
     """
 
     def __init__(self, shards: Mapping[int, BatchIterator], total: int):
@@ -41,10 +42,10 @@ class Shards(grain.DatasetIterator):
         return {name: shard.get_state() for name, shard in self.shards.items()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from the states of these shards; those of others may be there too.
+        """Restores these shards from `state`, which may hold those of other processes too.
 
         Raises:
-          KeyError: one is missing.
+          KeyError: the state of one of these shards is missing.
         """
         for name in self.shards:
             self.shards[name].set_state(state[name])
@@ -54,12 +55,12 @@ class Shards(grain.DatasetIterator):
             shard.start_prefetch()
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Stops the workers."""
         for shard in self.shards.values():
             shard.close()
 
     def stats(self) -> dict[str, float]:
-        """Means of the shards' metrics, and sums of their counts of records."""
+        """Metrics averaged over the shards; counts of records are summed."""
         each = [shard.stats() for shard in self.shards.values()]
         counts = ("data_skipped", "data_carried", "data_left_out")
         return {
@@ -68,7 +69,7 @@ class Shards(grain.DatasetIterator):
         }
 
     def record_ids(self, step: int) -> list[str]:
-        """Names this process's new records of one step, for errors about it."""
+        """SOURCE:ID of this process's new records of a step, for error messages."""
         return [name for shard in self.shards.values() for name in shard.stream.record_ids(step)]
 
 
@@ -77,14 +78,14 @@ def iterate(
 ) -> Shards:
     """The batches of a run from step `first` on, loaded as its `data` section says.
 
-    Records skipped are named in WORKDIR/bad_records.jsonl, those of further shards in
-    bad_records-SHARD.jsonl.
+    Skipped records are logged in WORKDIR/bad_records.jsonl, those of shard n > 0 in
+    WORKDIR/bad_records-n.jsonl.
 
     Args:
-      stream: of this process.
+      stream: of this process. steps: where the run ends.
 
     Raises:
-      ValueError: the processes cannot share `data.shards`.
+      CremError: `data.shards` is not a multiple of the number of processes.
     """
     total = data.shards or stream.processes
     if total % stream.processes:

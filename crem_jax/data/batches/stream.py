@@ -1,8 +1,8 @@
 """Training batches: a stream that is a pure function of (seed, step, process count).
 
-A step's new records are known from its number alone (`mixture`). Loading and placing them is a pure
-function of the step too, so that threads and worker processes may do it in any order. What found no
-row is handed on from step to step by the iterator (`iterator`).
+The new records of a step follow from its number alone (`mixture`). Loading and packing them is a
+pure function of the step as well, so that threads and worker processes may do it in any order.
+Samples that found no row are carried from step to step by `iterator`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from crem_jax.processes import allow_open_files, end_with_parent
 from crem_jax.types import Batch
 
 ATTEMPTS = 4
-"""Records tried for one place of a batch before it stays empty."""
+"""Records tried for one sample of a batch before it stays empty."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """A record that was not used. id: its own, or SOURCE[INDEX] if it could not be read at all."""
+    """A skipped record. id: its own, or SOURCE[INDEX] if it could not be read."""
 
     source: str
     index: int
@@ -39,22 +39,23 @@ class Skip:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedBatch:
-    """What else there is to know of a batch: rows in use, records skipped, places without room."""
+    """The usage of a batch, the records skipped, and the samples for which it had no room."""
 
     usage: Usage
     skipped: tuple[Skip, ...]
-    left: tuple[SampleRef, ...]
+    unplaced: tuple[SampleRef, ...]
 
 
 class Stream:
     """Random access to training batches by step: what grain iterates over.
 
     Sample g of a global batch belongs to process g modulo the number of processes, so that all have
-    like shares of every source. A record that cannot be used is replaced by another of its source,
-    drawn by (seed, its place).
+    similar shares of every source. A record that cannot be used is replaced by another of its
+    source, drawn at random by (seed, sample reference).
 
     Args:
-      sources: by name, as in the spec. process, processes: whose share this is.
+      sources: by name, as in the spec. process, processes: the index of this process and their
+        number.
     """
 
     def __init__(
@@ -71,12 +72,12 @@ class Stream:
         self.mixture = Mixture(spec, sources, seed)
         self.process, self.processes = process, processes
 
-    def __reduce__(self):  # its caches stay behind when it moves to a worker process
+    def __reduce__(self):  # caches are not pickled when it moves to a worker process
         ref = self.process, self.processes
         return _in_worker, (self.sources, self.spec, self.prompter, self.seed, *ref)
 
     def shard(self, number: int, total: int) -> Stream:
-        """The same stream, cut into `total` shares, of which this is one."""
+        """Share `number` of the same stream divided into `total` shares."""
         return Stream(self.sources, self.spec, self.prompter, self.seed, number, total)
 
     def refs(self, step: int) -> list[SampleRef]:
@@ -84,7 +85,7 @@ class Stream:
         return self.mixture.batch(step)[self.process :: self.processes]
 
     def record(self, ref: SampleRef) -> Record:
-        """Raises CremError for a record that cannot be used."""
+        """Reads the record of a sample; raises CremError if it cannot be used."""
         source = self.mixture.sources[ref.source]
         return read_record(source, self.mixture.index(ref), self.mixture.rng(ref))
 
@@ -93,7 +94,7 @@ class Stream:
         return [self.record(ref) for ref in self.refs(step)]
 
     def record_ids(self, step: int) -> list[str]:
-        """Names this process's new records of one step, for errors about it."""
+        """SOURCE:ID of this process's new records of a step, for error messages."""
         names = []
         for ref in self.refs(step):
             sample = self.usable(ref, [])
@@ -102,14 +103,14 @@ class Stream:
         return names
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step without what earlier steps left to it."""
+        """The batch of a step, without samples carried over from earlier steps."""
         return self.make(step)[0]
 
     def make(self, step: int) -> tuple[Batch, PackedBatch]:
-        """The batch of a step without what earlier steps left to it, and what it leaves."""
+        """The batch of a step, without samples carried over, and what was skipped or unplaced."""
         packer = BatchPacker(self.batcher)
         skipped: list[Skip] = []
-        left: list[SampleRef] = []
+        unplaced: list[SampleRef] = []
         samples: list[Sample] = []
         wanted = self.refs(step)
         while wanted:
@@ -121,15 +122,15 @@ class Stream:
                 if result is True:
                     samples.append(sample)
                 elif result is None and self.spec.carry:
-                    left.append(ref)
+                    unplaced.append(ref)
                 else:
                     skipped.append(self.skip(ref, result or NO_ROOM, sample.record))
                     wanted.append(ref._replace(attempt=ref.attempt + 1))
         skipped += self.add_negatives(packer, samples, self.batcher.spec.carry)
-        return packer.batch, PackedBatch(packer.usage, tuple(skipped), tuple(left))
+        return packer.batch, PackedBatch(packer.usage, tuple(skipped), tuple(unplaced))
 
     def usable(self, ref: SampleRef, skipped: list[Skip]) -> tuple[SampleRef, Sample] | None:
-        """The first usable record for a place, from `ref.attempt` on; None if there is none."""
+        """The first usable record from `ref.attempt` on, or None; adds the others to `skipped`."""
         for attempt in range(ref.attempt, ATTEMPTS):
             ref, record = ref._replace(attempt=attempt), None
             try:
@@ -140,21 +141,21 @@ class Stream:
         return None
 
     def add_negatives(self, packer: BatchPacker, samples: list[Sample], spare: int) -> list[Skip]:
-        """Hard negatives take what is left; those that cannot be used are named."""
+        """Places hard negatives in the remaining rows; returns those that cannot be used."""
         return [
             Skip(sample.record.source, -1, sample.record.id, f"a negative: {_text(error)}")
             for sample, error in packer.add_negatives(samples, spare)
         ]
 
     def skip(self, ref: SampleRef, error: Exception | str, record: Record | None = None) -> Skip:
-        """Names the record of a place and says why it is skipped."""
+        """Describes the skipped record of a sample, with the reason."""
         name, index = self.spec.names[ref.source], self.mixture.index(ref)
         return Skip(name, index, record.id if record else f"{name}[{index}]", _text(error))
 
     def loaded(
         self, steps: int, first: int = 0, workers: int = 0, threads: int = 2
     ) -> grain.IterDataset:
-        """`make` of the steps first, first + 1, … by grain, ahead of their use."""
+        """`make` of the steps first, first + 1, …, prefetched by grain."""
         allow_open_files()
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         numbers = grain.MapDataset.range(first, max(first, steps))

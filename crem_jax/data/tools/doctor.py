@@ -69,33 +69,34 @@ def examine(
     keep: tuple[str, ...] = (),
     progress: Callable[[int], None] = lambda count: None,
 ) -> Diagnosis:
-    """Looks at all records of a source.
+    """Inspects every record of a source.
 
     Args:
-      tokenizer_file: a tokenizer.json. keep: kinds of faults that do not keep a record out.
-      progress: told how many records more were looked at.
+      limits: what a good record respects. tokenizer_file: a tokenizer.json.
+      workers: number of processes. keep: kinds of faults that do not exclude a record.
+      progress: called with the number of records inspected since the last call.
     """
     total = len(source)
-    seen: list[RecordFindings | None] = [None] * total
-    look = RecordInspector(source, limits, os.fspath(tokenizer_file))
+    findings: list[RecordFindings | None] = [None] * total
+    inspector = RecordInspector(source, limits, os.fspath(tokenizer_file))
     todo = [(first, min(first + _CHUNK, total)) for first in range(0, total, _CHUNK)]
     while todo:
         rest, at = [], collections.Counter()
-        for (first, stop), message in spread(look, todo, workers, limits.seconds):
+        for (first, stop), message in spread(inspector, todo, workers, limits.seconds):
             index = first + at[first]
             at[first] += 1
             if isinstance(message, WorkerLost):
                 kind = "slow" if message.reason.startswith("took") else "crash"
                 message = RecordFindings(faults=((kind, message.reason),))
                 rest.append((index + 1, stop))
-            seen[index] = message
+            findings[index] = message
             progress(1)
         todo = [(first, stop) for first, stop in rest if first < stop]
-    return _diagnose(source, seen, keep)
+    return _diagnose(source, findings, keep)
 
 
 def visual_tokens(width: int, height: int) -> int:
-    """Tokens of a picture in Qwen2-VL, of 28 x 28 pixels each, limited to 4 to 1280."""
+    """Number of Qwen2-VL vision tokens of an image: one per 28 x 28 pixels, in 4..1280."""
     unit = 28
     rows, columns = fit_size(
         height,
@@ -109,11 +110,11 @@ def visual_tokens(width: int, height: int) -> int:
     return rows * columns // unit**2
 
 
-def _diagnose(source: Any, seen: list[RecordFindings], keep: tuple[str, ...]) -> Diagnosis:
-    good = np.ones(len(seen), bool)
+def _diagnose(source: Any, findings: list[RecordFindings], keep: tuple[str, ...]) -> Diagnosis:
+    good = np.ones(len(findings), bool)
     counts: collections.Counter[str] = collections.Counter()
     quarantine, warnings, first_with = [], [], {}
-    for index, record in enumerate(seen):
+    for index, record in enumerate(findings):
         faults = list(record.faults)
         if record.digest and not faults:
             earlier = first_with.setdefault(record.digest, index)
@@ -128,8 +129,8 @@ def _diagnose(source: Any, seen: list[RecordFindings], keep: tuple[str, ...]) ->
                 {**named, "kind": kind, "reason": reason}
             )
         warnings += [{**named, "kind": WARNING, "reason": text} for text in record.warnings]
-    read = [record for record in seen if record.digest]
-    sizes = [size for record in seen for size in record.sizes]
+    read = [record for record in findings if record.digest]
+    sizes = [size for record in findings for size in record.sizes]
     return Diagnosis(
         good,
         quarantine,

@@ -1,4 +1,4 @@
-"""Looks at one record of a source: its faults, its sizes, and a digest of what it holds."""
+"""Inspects single records of a source: faults, sizes and a digest of the content."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ _CHARACTERS_A_TOKEN = 40  # longer texts than this allows are too long without b
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """max_pixels, max_aspect: of a picture. max_tokens: of one text. seconds: for one record."""
+    """Upper bounds that a good record respects.
+
+    Attributes:
+      max_pixels, max_aspect: of an image. max_tokens: of one text. seconds: to inspect one record.
+    """
 
     max_pixels: int = MAX_PIXELS
     max_aspect: float = MAX_ASPECT
@@ -34,15 +38,15 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RecordFindings:
-    """What a worker found out about one record.
+    """The findings of a worker about one record.
 
     Attributes:
-      id: of the record, "" where it could not be read.
-      faults: (kind, reason).
+      id: of the record; "" if it could not be read.
+      faults: (kind, reason) pairs.
       warnings: reasons.
-      digest: of its content; 0 where it could not be read.
-      tokens: of the query's text, of the longest candidate, of the conversation.
-      sizes: (width, height) of its pictures.
+      digest: of its content; 0 if it could not be read.
+      tokens: numbers of tokens of the query's text, the longest candidate and the conversation.
+      sizes: (width, height) in pixels of its images.
     """
 
     id: str = ""
@@ -55,7 +59,7 @@ class RecordFindings:
 
 @dataclasses.dataclass(frozen=True)
 class RecordInspector:
-    """Looks at the records first … stop - 1, one message each."""
+    """Inspects records first … stop - 1 of a source; yields one RecordFindings for each."""
 
     source: Any
     limits: Limits
@@ -64,13 +68,13 @@ class RecordInspector:
     def __call__(self, span: tuple[int, int]) -> Iterator[RecordFindings]:
         for index in range(*span):
             try:
-                yield self._seen(index)
+                yield self._inspect(index)
             except EmptySideError as error:
                 yield RecordFindings(faults=(("empty", str(error)),))
             except CremError as error:
                 yield RecordFindings(faults=(("record", str(error)),))
 
-    def _seen(self, index: int) -> RecordFindings:
+    def _inspect(self, index: int) -> RecordFindings:
         record = read_record(self.source, index)
         warnings = tuple(problems(self.source, index))
         items = [record.query, *record.positives, *record.negatives]
@@ -78,7 +82,7 @@ class RecordInspector:
         for item in items:
             digest = hashlib.blake2b(item.text.encode(errors="surrogatepass"), digest_size=8)
             for picture in item.images:
-                size, content, found = _look_at(picture, self.limits)
+                size, content, found = _inspect_image(picture, self.limits)
                 faults += found
                 sizes += [size] if size else []
                 digest.update(content)
@@ -97,11 +101,11 @@ class RecordInspector:
         )
 
     def _tokens(self, record: Record) -> tuple[tuple[int, int, int], list[tuple[str, str]]]:
-        asked = [part for turn in record.turns for part in turn]
+        texts = [part for turn in record.turns for part in turn]
         sides = {
             "query": [record.query],
             "candidate": [*record.positives, *record.negatives],
-            "conversation": [Item(text) for text in asked if text.strip()],
+            "conversation": [Item(text) for text in texts if text.strip()],
         }
         counts, faults, limit = [], [], self.limits.max_tokens
         for side, items in sides.items():
@@ -131,16 +135,16 @@ def _tokenizer(file: str) -> Any:
     return Tokenizer.from_file(file)
 
 
-def _look_at(
+def _inspect_image(
     picture: Picture, limits: Limits
 ) -> tuple[tuple[int, int] | None, bytes, list[tuple[str, str]]]:
     """A picture's (width, height) if it has any, a digest of its content, and its faults."""
     if isinstance(picture, str):
-        return _look_at_file(picture, limits)
-    return _look_at_picture(picture, limits)
+        return _inspect_file(picture, limits)
+    return _inspect_picture(picture, limits)
 
 
-def _look_at_picture(picture: Picture, limits: Limits):
+def _inspect_picture(picture: Picture, limits: Limits):
     try:
         image = open_picture(picture, max_pixels=limits.max_pixels)
         content = _content(picture)
@@ -159,7 +163,7 @@ def _look_at_picture(picture: Picture, limits: Limits):
 
 
 # A picture is often shared by records that follow each other.
-_look_at_file = functools.lru_cache(maxsize=1024)(_look_at_picture)
+_inspect_file = functools.lru_cache(maxsize=1024)(_inspect_picture)
 
 
 def _content(picture: Picture) -> bytes:

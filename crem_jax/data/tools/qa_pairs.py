@@ -1,4 +1,4 @@
-"""Questions and answers about a record: how a teacher is asked for them, and which are any good."""
+"""Question-answer pairs about a record: prompts for a teacher model, and filters of its output."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ Turn = tuple[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What the teacher is asked.
+    """What a teacher model is to write for a record.
 
     Attributes:
-      pairs: questions it writes for a record.
-      questions: asked in place of its own, one request each.
+      pairs: number of question-answer pairs that it writes.
+      questions: given questions to answer, one request each, in place of its own.
     """
 
     pairs: int = 3
     questions: tuple[str, ...] = ()
 
     def requests(self, record: Record) -> list[Item]:
-        """What the teacher gets for one record."""
+        """The teacher's prompts for one record, one Item per request."""
         query = record.query
         if self.questions:
             shown = f"{query.text}\n\n" if query.text else ""
@@ -73,29 +73,29 @@ class Task:
         return [Item(text, query.images)]
 
     def read(self, answers: Sequence[str]) -> list[Turn]:
-        """The pairs in the teacher's answers, not yet filtered."""
+        """The unfiltered pairs in the teacher's answers to `requests`, in the same order."""
         if self.questions:
             return [(q, a.strip()) for q, a in zip(self.questions, answers, strict=True)]
         return parse_pairs(answers[0])
 
 
 def parse_pairs(text: str) -> list[Turn]:
-    """(question, answer) pairs of a text with lines `Q: …` and `A: …`, numbered or bold or not."""
+    """(question, answer) pairs of a text with lines `Q: …` and `A: …`, also numbered or bold."""
     return [(_clean(found["q"]), _clean(found["a"])) for found in _PAIR.finditer(text)]
 
 
-def filtered(turns: Sequence[Turn], asked: str) -> tuple[list[Turn], list[str]]:
-    """The pairs worth training on, and for each other one the reason it is not.
+def filtered(turns: Sequence[Turn], prompt: str) -> tuple[list[Turn], list[str]]:
+    """Splits pairs into those worth training on and reasons for dropping the others.
 
     Args:
-      asked: what the teacher was told; answers that repeat it are dropped.
+      prompt: of the teacher; pairs that repeat it are dropped.
 
     Returns:
-      Pairs, and reasons: "empty", "too long", "refusal", "leaks the prompt", "gives itself away"
-      (the question holds the answer), "duplicate".
+      The pairs kept, and for each other one its reason: "empty", "too long", "refusal", "leaks the
+      prompt", "gives itself away" (the question holds the answer) or "duplicate".
     """
-    kept, reasons, seen = [], [], set()
-    shared = _runs(asked)
+    kept, reasons, questions = [], [], set()
+    shared = _runs(prompt)
     for question, answer in turns:
         plain = _plain(question), _plain(answer)
         reason = ""
@@ -109,21 +109,21 @@ def filtered(turns: Sequence[Turn], asked: str) -> tuple[list[Turn], list[str]]:
             reason = "leaks the prompt"
         elif " " in plain[1] and f" {plain[1]} " in f" {plain[0]} ":
             reason = "gives itself away"
-        elif plain[0] in seen:
+        elif plain[0] in questions:
             reason = "duplicate"
         if reason:
             reasons.append(reason)
         else:
-            seen.add(plain[0])
+            questions.add(plain[0])
             kept.append((question, answer))
     return kept, reasons
 
 
-def told(asked: str, record: Record) -> str:
-    """What the teacher was told, without what it may well repeat: the record's own words."""
+def without_record_text(prompt: str, record: Record) -> str:
+    """The teacher's prompt without the record's own texts, which answers may repeat."""
     for item in (record.query, *record.positives):
-        asked = asked.replace(item.text, "\n") if item.text else asked
-    return asked
+        prompt = prompt.replace(item.text, "\n") if item.text else prompt
+    return prompt
 
 
 def _clean(text: str) -> str:
@@ -135,7 +135,7 @@ def _plain(text: str) -> str:
 
 
 def _runs(text: str) -> set[str]:
-    """All runs of `_LEAK_WORDS` words."""
+    """All n-grams of `_LEAK_WORDS` words."""
     words = _plain(text).split()
     return {
         " ".join(words[i : i + _LEAK_WORDS]) for i in range(max(0, len(words) - _LEAK_WORDS + 1))

@@ -22,7 +22,7 @@ from PIL import Image
 from crem_jax.data.images.decode import PictureError, open_picture
 from crem_jax.data.records import Item, Picture, Record
 from crem_jax.data.sources.base import Source, read_record
-from crem_jax.data.tools.qa_pairs import Task, Turn, filtered, told
+from crem_jax.data.tools.qa_pairs import Task, Turn, filtered, without_record_text
 from crem_jax.data.tools.teachers import Teacher
 from crem_jax.errors import CremError
 from crem_jax.files import JsonLinesLog, read_lines, write_bytes
@@ -79,8 +79,8 @@ def synthesize(
                         failed += 1
                     report.last_error = f"record {record.id!r}: {errors[0]}"
                     continue
-                asked = "" if task.questions else told(each[0].text, record)
-                turns, reasons = filtered(task.read(got), asked)
+                prompt = "" if task.questions else without_record_text(each[0].text, record)
+                turns, reasons = filtered(task.read(got), prompt)
                 report.dropped.update(reasons)
                 if turns:
                     output.write(record, turns)

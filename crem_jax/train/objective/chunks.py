@@ -1,7 +1,7 @@
-"""Equal parts of an axis, one at a time.
+"""Splits an axis into n equal parts.
 
-Part j is every n-th element from j on. An axis that is split over devices thus gives a part of
-itself from every device, and no element moves.
+Part j has every n-th element from j on. Each part of a sharded axis thus has elements of every
+device, and no element moves between devices.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from crem_jax.errors import CremError
 
 
 def equal_parts(size: int, largest: int, what: str) -> int:
-    """The fewest equal parts of at most `largest` elements; 1 if `largest` is 0.
+    """The smallest number of equal parts of at most `largest` elements; 1 if `largest` is 0.
+
+    Args:
+      what: names the axis in errors.
 
     Raises:
-      CremError: only far smaller parts divide `size`; `what` names it.
+      CremError: only far smaller parts divide `size`.
     """
     if not largest or largest >= size:
         return 1

@@ -1,7 +1,7 @@
-"""Next-token cross-entropy (paper equation 2), in float32, with and without the logits in memory.
+"""Next-token cross-entropy (paper equation 2) in float32, over all logits or in chunks.
 
-The logits of 1,024 answer tokens over Qwen2-VL's 152k rows are 0.6 GB, and their gradient again as
-much. `chunked` computes them a part of the vocabulary at a time, forward and backward.
+The logits of 1,024 answer tokens over Qwen2-VL's 152k rows are 0.6 GB, and their gradient as much
+again. `chunked` computes them for a part of the vocabulary at a time, forward and backward.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from crem_jax.types import Array
 
 @flax.struct.dataclass
 class Tokens:
-    """Of every answer token [B, A], 0 on padding: its negative log-likelihood, the log of the
-    softmax's denominator (what the z-loss keeps near 0), and whether the best token is right.
+    """Losses of answer tokens; 0 or False on padding.
+
+    Attributes:
+      loss: float32 [B, A], negative log-likelihood.
+      log_z: float32 [B, A], log of the softmax denominator, which the z-loss keeps near 0.
+      right: bool [B, A], whether the most likely token is the answer.
     """
 
     loss: jax.Array
@@ -30,7 +34,11 @@ class Tokens:
 
 
 def plain(logits: jax.Array, answer: Array) -> Tokens:
-    """logits: float32 [B, A, V]. answer: int32 [B, A], -1 is padding."""
+    """Losses from logits in memory.
+
+    Args:
+      logits: float32 [B, A, V]. answer: int32 [B, A], -1 is padding.
+    """
     picked = jnp.take_along_axis(logits, jnp.maximum(answer, 0)[..., None], axis=-1)[..., 0]
     log_z = jax.nn.logsumexp(logits, axis=-1)
     right = picked >= jnp.max(logits, axis=-1)
@@ -38,14 +46,14 @@ def plain(logits: jax.Array, answer: Array) -> Tokens:
 
 
 def chunked(hidden: jax.Array, head: jax.Array, answer: Array, rows: int) -> Tokens:
-    """What `plain` says of the logits hidden · headᵀ, which never exist as a whole.
+    """`plain` of the logits hidden · headᵀ, which are never in memory as a whole.
 
     Args:
       hidden: [B, A, D]. head: [V, D]. answer: int32 [B, A], -1 is padding.
-      rows: of the vocabulary at once, at most.
+      rows: maximum number of vocabulary rows at a time.
 
     Raises:
-      CremError: no number of rows near that divides V.
+      CremError: V has no equal parts near that size.
     """
     parts = equal_parts(head.shape[0], rows, "the vocabulary")
     return _on_answers(answer, *_chunked(hidden, head, answer, parts))
@@ -109,7 +117,7 @@ _chunked.defvjp(_forward, _backward)
 
 
 def _logits(hidden, head, answer, parts, j) -> tuple[jax.Array, jax.Array]:
-    """float32 [B, A, v] of the rows j, j + parts, … and whether each is the answer."""
+    """float32 [B, A, v] logits of rows j, j + parts, …, and bool: where a row is the answer."""
     rows = part(head, parts, j).astype(hidden.dtype)
     logits = jnp.einsum("BAD,VD->BAV", hidden, rows, preferred_element_type=jnp.float32)
     row = jnp.arange(rows.shape[0]) * parts + j

@@ -1,19 +1,19 @@
-"""The gradient of a batch that does not fit in memory, exactly (GradCache, arXiv 2101.06983).
+"""The exact gradient of a batch larger than memory, by GradCache (arXiv 2101.06983).
 
-The contrastive loss ties all rows together, so chunks cannot be trained one by one. But it sees a
-row only through its chorus states, which are small:
+The contrastive loss couples all rows, so chunks cannot be trained independently. But it depends on
+a row only through its chorus states, which are small:
 
   pass 1   every chunk is compressed, without keeping activations      -> chorus [rows, K, D]
   between  the loss over the global batch and its gradient by the chorus
   pass 2   every chunk is compressed again, now with activations; the vector-Jacobian product with
-           the cached gradient gives its share of the parameters' gradient. Its answers are told
-           from the same memory, so that the generation loss costs no compression of its own.
+           the cached gradient gives its share of the parameters' gradient. Answers are decoded
+           from the same memory, so that the generation loss needs no further compression.
 
-Both passes see the same z, k and d, and rows weigh as in the whole batch: the result is that of
-`jax.grad(loss_fn)`, with the memory of one chunk.
+Both passes use the same z, k and d, and rows have their weight in the whole batch: the result is
+that of `jax.grad(loss_fn)`, with the memory of one chunk.
 
-On a mesh of `data` alone every device adds up the gradient of its own rows, and the devices sum
-theirs once, after the last chunk. Where parameters are split, so is the gradient of every chunk.
+On a mesh with only the axis `data`, each device accumulates the gradient of its own rows, and one
+all-reduce follows the last chunk. With sharded parameters, so is the gradient of every chunk.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ def loss_and_gradient(
     model: ModelConfig,
     loss: LossConfig,
 ) -> tuple[Metrics, crem.Params]:
-    """The metrics of `loss_fn`, and its gradient by the trained parameters.
+    """The metrics of `loss_fn`, and its gradient with respect to the trained parameters.
 
     Args:
       trained, frozen: `trees.merge` of them are the parameters.
 
     Raises:
-      CremError: `loss.chunk_rows` does not divide a bucket, or cannot be split over the devices.
+      CremError: `loss.chunk_rows` does not divide the rows of a bucket, or is not a multiple of the
+        devices that share the batch.
     """
     parts = {name: _parts(name, batch, loss) for name in sorted(batch.contexts)}
     randomness = joint_loss.draw(batch, key, model, loss)
@@ -98,7 +99,7 @@ def loss_and_gradient(
 
 
 def _compress(params, name: str, parts: int, batch: Batch, model, loss: LossConfig):
-    """Pass 1 of a bucket: chorus [B, K, D], and the stacked vision tokens if they are kept."""
+    """Pass 1 of a bucket: chorus [B, K, D], and the stacked vision tokens if they are cached."""
     context = batch.contexts[name]
     keep = loss.cache_vision and context.patches is not None
 
@@ -112,7 +113,7 @@ def _compress(params, name: str, parts: int, batch: Batch, model, loss: LossConf
 
 
 def _on_own_rows(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """`_backward`, by every device on its own rows if the mesh splits nothing but rows."""
+    """`_backward`, run by each device on its own rows if the mesh shards only the batch."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.shape["data"] != mesh.size:
         return backward
@@ -130,7 +131,7 @@ def _on_own_rows(backward: Callable[..., Any]) -> Callable[..., Any]:
 def _backward(
     trained, frozen, rows: dict[str, Any], image_tokens, parts: dict[str, int], model, loss
 ):
-    """Pass 2: the gradient by what trains, and `AnswerStats` of the rows that have answers."""
+    """Pass 2: the gradient of the trained parameters, and `AnswerStats` of rows with answers."""
     axes, stats = crem.axes(model), {}
     gradient = _split(jax.tree.map(jnp.zeros_like, trained), axes)
     for name, here in rows.items():
@@ -144,7 +145,7 @@ def _backward(
 
 
 def _chunk(trained, frozen, rows, image_tokens, parts, model, loss, axes, gradient, j):
-    """Adds the share of chunk j of a bucket; returns the gradient and `AnswerStats` of the rows."""
+    """Adds the gradient of chunk j of a bucket; returns the sum and `AnswerStats` of the rows."""
     here = _rows(rows, parts, j)
     vision = (
         None
@@ -193,7 +194,7 @@ def _parts(name: str, batch: Batch, loss: LossConfig) -> int:
 
 
 def _split(gradient: crem.Params, axes: dict[str, tuple[str, ...]]) -> crem.Params:
-    """Laid out like the parameters: the compiler would not see that from inside a loop."""
+    """Shards a gradient like its parameters, which the compiler does not infer inside a loop."""
     leaves = trees.flatten(gradient)
     return trees.unflatten(
         {path: constrain(x, *axes[path]) if path in axes else x for path, x in leaves.items()}

@@ -12,11 +12,11 @@ from crem_jax.types import Array
 Metrics = dict[str, jax.Array]
 
 CANDIDATES_AT_ONCE = 4096
-"""Columns of scores that exist at a time: [Q, 4096] however large the batch."""
+"""Candidates scored at a time: the scores in memory are [Q, 4096], however large the batch."""
 
 
 def positives(positive_hash: Array, candidate_hash: Array) -> jax.Array:
-    """Which candidates answer which query, by content: duplicates of a positive are positives too.
+    """Which candidates are positives of which query, by content hash, duplicates included.
 
     Args:
       positive_hash: uint32 [Q, p, 2]; 0 is padding. candidate_hash: uint32 [M, 2].
@@ -43,7 +43,8 @@ def info_nce(
     """InfoNCE over the global batch with several positives (paper equation 1).
 
     Each positive of a query competes with the query's negatives only: other positives and
-    duplicates are left out of its denominator. Candidates that no query wants are hard negatives.
+    duplicates are excluded from its denominator. Candidates that are no query's positive are hard
+    negatives.
 
     On a mesh every device scores its own queries, and gathers `at_once` candidates at a time.
 
@@ -52,7 +53,7 @@ def info_nce(
       positive_hash: uint32 [Q, p, 2], candidate_hash: uint32 [M, 2], see `positives`.
       query_valid: bool [Q]. candidate_valid: bool [M].
       temperature: of the softmax.
-      symmetric: also let each positive candidate find its queries, weighted alike.
+      symmetric: average with the loss of retrieving queries from their positives.
       at_once: candidates scored at a time.
 
     Returns:

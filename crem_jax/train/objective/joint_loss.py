@@ -19,14 +19,14 @@ from crem_jax.types import Array, Batch, Target
 
 @flax.struct.dataclass
 class StepRandomness:
-    """What is random in a step: drawn for the whole batch, whatever its chunks.
+    """The random draws of a step, made for the whole batch independently of its chunks.
 
     Attributes:
-      k, dim: int32 [], of the truncated embedding; None if there is none, it is not truncated, or
-        every k is wanted.
-      z: bucket -> bool [B], which samples are compressed.
-      num_visible_chorus: bucket -> int32 [B], chorus tokens the decoder sees; empty if never
-        truncated.
+      k: int32 [], chorus length of the truncated embedding; None if it is not truncated or all
+        lengths K, K/2, … 1 are used. dim: int32 [], its number of dimensions; None for all.
+      z: bucket -> bool [B], samples answered from their chorus alone.
+      num_visible_chorus: bucket -> int32 [B], number of chorus tokens visible to the answers; empty
+        if the chorus is never truncated.
     """
 
     k: jax.Array | None
@@ -37,8 +37,12 @@ class StepRandomness:
 
 @flax.struct.dataclass
 class AnswerStats:
-    """Of every row [B]: mean loss of its answer tokens, mean square of their log denominators, and
-    how many are right.
+    """Statistics of the answers in each row.
+
+    Attributes:
+      loss: float32 [B], mean negative log-likelihood of the answer tokens.
+      square: float32 [B], mean square of their log-partition, for the z-loss.
+      right: int32 [B], number of answer tokens predicted correctly.
     """
 
     loss: jax.Array
@@ -47,7 +51,7 @@ class AnswerStats:
 
 
 def draw(batch: Batch, key: jax.Array, model: ModelConfig, loss: LossConfig) -> StepRandomness:
-    """z, k and d of one step, by its key."""
+    """Draws z, k and d of one step from its key."""
     z_key, retrieval_key, k_key = jax.random.split(key, 3)
     z, num_visible_chorus = {}, {}
     for i, (name, target) in enumerate(sorted(batch.targets.items())):
@@ -77,10 +81,11 @@ def answer_loss(
     model: ModelConfig,
     loss: LossConfig,
 ) -> AnswerStats:
-    """The answers of some rows.
+    """Decodes the answers of B rows and computes their loss.
 
     Args:
-      z: bool [B]. num_visible_chorus: int32 [B], or None for the whole chorus.
+      z: bool [B], whether a row is answered from its chorus alone.
+      num_visible_chorus: int32 [B], length of its visible chorus; None for all K tokens.
     """
     if num_visible_chorus is not None:
         memory = memory.truncate(num_visible_chorus)
@@ -107,10 +112,11 @@ def retrieval(
     randomness: StepRandomness,
     loss: LossConfig,
 ) -> tuple[jax.Array, Metrics]:
-    """L_r of the global batch and its metrics.
+    """The retrieval loss L_r of the global batch, and its metrics.
 
     Args:
-      log_temperature: the learnt one, or None. chorus: bucket -> float32 [B, K, D], all buckets.
+      log_temperature: float32 [], or None if it is not learnt.
+      chorus: bucket -> float32 [B, K, D], all buckets.
     """
     temperature = loss.temperature if log_temperature is None else jnp.exp(log_temperature)
     query_valid, candidate_valid = batch.query_row >= 0, batch.candidate_row >= 0
@@ -131,7 +137,7 @@ def retrieval(
     value, metrics = at(None)
     if loss.elastic:
         lengths = _halves(chorus) if randomness.k is None else randomness.k[None]
-        # One after another, and anew for the gradient: one matrix of similarities at a time.
+        # Sequential and rematerialised: only one similarity matrix is in memory at a time.
         truncated = jax.lax.map(jax.checkpoint(lambda k: at(k, randomness.dim)[0]), lengths)
         value = (1 - loss.elastic) * value + loss.elastic * jnp.mean(truncated)
     metrics = {"retrieval": value, "retrieval_queries": jnp.sum(query_valid), **metrics}
@@ -143,7 +149,7 @@ def retrieval(
 def generation(
     stats: dict[str, AnswerStats], batch: Batch, randomness: StepRandomness, loss: LossConfig
 ) -> tuple[jax.Array, Metrics]:
-    """L_g of the global batch, with its z-loss, and its metrics; a part no sample had is NaN."""
+    """The generation loss L_g with its z-loss, and its metrics; metrics without samples are NaN."""
     names = sorted(stats)
     counts = {name: jnp.sum(batch.targets[name].answer >= 0, axis=1) for name in names}
     count = jnp.concatenate([counts[name] for name in names])
@@ -166,7 +172,7 @@ def generation(
 
 
 def generation_weights(batch: Batch, loss: LossConfig) -> dict[str, jax.Array]:
-    """bucket -> float32 [B]: the weight of each row's answers in the loss of the global batch."""
+    """bucket -> float32 [B]: weight of each row's answer loss in that of the global batch."""
     has_answers = {name: jnp.any(t.answer >= 0, axis=1) for name, t in batch.targets.items()}
     total = jnp.maximum(sum(jnp.sum(x) for x in has_answers.values()), 1)
     return {name: loss.generation * x / total for name, x in has_answers.items()}
@@ -175,10 +181,10 @@ def generation_weights(batch: Batch, loss: LossConfig) -> dict[str, jax.Array]:
 def loss_fn(
     params: crem.Params, batch: Batch, key: jax.Array, model: ModelConfig, loss: LossConfig
 ) -> tuple[jax.Array, Metrics]:
-    """The loss of one batch, all of it at once, and its parts; a part that no sample had is NaN.
+    """The joint loss of one batch, and its metrics; metrics without samples are NaN.
 
     Args:
-      key: decides z, k and d.
+      key: PRNG key of the step, for z, k and d.
     """
     randomness = draw(batch, key, model, loss)
     memories = {
@@ -211,12 +217,12 @@ def loss_fn(
 
 
 def log_temperature(params: crem.Params) -> jax.Array | None:
-    """The learnt one, if it is learnt."""
+    """The log of the temperature, float32 [], or None if it is not learnt."""
     return params["loss"]["log_temperature"] if "loss" in params else None
 
 
 def bounded(params: crem.Params) -> crem.Params:
-    """The parameters with a learnt temperature, if there is one, inside of TEMPERATURES."""
+    """The parameters, with the temperature clipped to TEMPERATURES if it is learnt."""
     if "loss" not in params:
         return params
     low, high = map(math.log, TEMPERATURES)

@@ -1,4 +1,4 @@
-"""One training step: the gradient of the joint loss, and what the optimiser makes of it."""
+"""One training step: the gradient of the joint loss and the optimiser's update."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TrainState:
 
 
 def init_params(model: ModelConfig, loss: LossConfig, key: jax.Array) -> crem.Params:
-    """The model's parameters (still boxed with their axes) and those of the loss."""
+    """Parameters of the model, boxed with their logical axes, and of the loss."""
     params = dict(crem.boxed_init(model, key))
     if loss.learn_temperature:
         params["loss"] = {"log_temperature": jnp.log(jnp.float32(loss.temperature))}
@@ -44,7 +44,7 @@ def init_state(
     key: jax.Array,
     frozen_dtype: str = "float32",
 ) -> TrainState:
-    """A fresh state, the frozen parameters in a type of their own."""
+    """A new state with random parameters, the frozen ones stored as `frozen_dtype`."""
     params = nn.meta.unbox(init_params(model, loss, key))
     trained, still = trees.split(params, frozen)
     still = jax.tree.map(lambda x: x.astype(frozen_dtype), still)
@@ -54,7 +54,7 @@ def init_state(
 def state_of(
     params: crem.Params, optimizer: optax.GradientTransformation, frozen: frozenset[str]
 ) -> TrainState:
-    """The state before the first step; moments of the trained parameters alone."""
+    """The state before the first step; only trained parameters have optimiser moments."""
     trained, _ = trees.split(params, frozen)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(trained))
 
@@ -70,11 +70,11 @@ def train_step(
     learning_rate: Callable[[jax.Array], jax.Array],
     frozen: frozenset[str] = frozenset(),
 ) -> tuple[TrainState, Metrics]:
-    """Pure; jit, donation and shardings are applied where it is called.
+    """One optimisation step. It is pure: the caller applies jit, donation and shardings.
 
     A step whose loss or gradient is not finite leaves parameters and moments as they are; its
     number still advances, so that the next step draws another batch, z and k. The metric `finite`
-    is 1 or 0: whoever fetches it counts, the step itself never waits for the host.
+    is 1 or 0; it is counted by the host, for which the step never waits.
 
     Args:
       seed: of the run; traced, so that runs of other seeds share compiled code.

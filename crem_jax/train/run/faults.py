@@ -22,7 +22,7 @@ _NAMED = 32  # record ids in an error; a batch may hold thousands
 
 
 class Preempted(Exception):
-    """The run was told to end, and has saved. step: its last."""
+    """The run was asked to end by SIGTERM and has saved a checkpoint. step: its last step."""
 
     def __init__(self, step: int):
         super().__init__(f"saved at step {step} on SIGTERM; the same command goes on from there")
@@ -36,27 +36,27 @@ class Diverged(CremError):
 class Preemption:
     """Notices SIGTERM inside a `with`, so that the run can end between two steps.
 
-    In a job of several processes it is enough that one of them is told: jax carries the notice to
+    In a job of several processes it is enough that one of them gets the signal: jax passes it to
     all and chooses the step at which they stop together.
     """
 
     def __enter__(self) -> Preemption:
-        self._told = threading.Event()
+        self._notice = threading.Event()
         self._alone = jax.process_count() == 1
         # Only the main thread may set handlers; a run in another is ended by its owner.
         self._handles = self._alone and threading.current_thread() is threading.main_thread()
         if self._handles:
-            self._before = signal.signal(signal.SIGTERM, lambda *_: self._told.set())
+            self._before = signal.signal(signal.SIGTERM, lambda *_: self._notice.set())
         return self
 
     def __exit__(self, *_) -> None:
         if self._handles:
             signal.signal(signal.SIGTERM, self._before)
 
-    def asked(self, step: int) -> bool:
-        """Whether to save and end after `step`. Call it on every process, once a step."""
+    def stop_requested(self, step: int) -> bool:
+        """Whether to save and end after `step`. Call it on every process once per step."""
         if self._alone:
-            return self._told.is_set()
+            return self._notice.is_set()
         return multihost_utils.reached_preemption_sync_point(step)
 
 
@@ -64,8 +64,8 @@ class FiniteWatch:
     """Counts the steps that were skipped because they were not finite.
 
     Args:
-      limit: that many in a row end the run; 0 never does.
-      records: names the records of a step, counted from 0.
+      limit: number of consecutive skipped steps that ends the run; 0: no limit.
+      records: step, counted from 0 -> the names of its records.
     """
 
     def __init__(self, limit: int, records: Callable[[int], Sequence[str]]):
@@ -76,7 +76,8 @@ class FiniteWatch:
         """How many of the steps up to `last` were skipped.
 
         Raises:
-          Diverged: `limit` in a row were; the message names the records of the newest of them.
+          Diverged: `limit` consecutive steps were skipped; the message names the records of the
+            last of them.
         """
         for step, fine in enumerate(finite, last + 1 - len(finite)):
             self.row = 0 if fine else self.row + 1
@@ -92,7 +93,7 @@ class FiniteWatch:
 
 
 def check_workdir(directory: Path) -> None:
-    """Finds out now what would otherwise end the run at its first checkpoint.
+    """Checks at the start that checkpoints can be written to the run directory.
 
     Raises:
       OSError: it cannot be written, or is not shared by all processes.
@@ -107,9 +108,9 @@ def check_workdir(directory: Path) -> None:
             raise OSError(f"--workdir {directory} cannot be written: {error.strerror}") from error
 
     distributed.on_main(write)
-    seen = probe.exists()
-    if not distributed.all_agree(seen):
-        reason = "another process" if seen else f"process {jax.process_index()}"
+    visible = probe.exists()
+    if not distributed.all_agree(visible):
+        reason = "another process" if visible else f"process {jax.process_index()}"
         raise OSError(f"--workdir {directory} is not shared: {reason} cannot see process 0's files")
     distributed.on_main(probe.unlink)
 
