@@ -7,11 +7,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Google's published figures (cloud.google.com/tpu/docs), per chip.
+    """Published figures of a TPU chip (cloud.google.com/tpu/docs).
 
     Attributes:
-      flops: bfloat16 operations a second. hbm: bytes. bandwidth: of HBM, bytes a second.
-      links: bytes a second that leave the chip over all its links to other chips.
+      flops: peak bfloat16 FLOP/s. hbm: memory in bytes. bandwidth: of HBM, in bytes/s.
+      links: outgoing bytes/s over all links to other chips.
     """
 
     name: str

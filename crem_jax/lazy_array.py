@@ -1,4 +1,4 @@
-"""Arrays that stay where they are until a piece of them is asked for: models larger than memory.
+"""Arrays that are read piece by piece on demand, for models larger than memory.
 
 A tree of LazyArrays stands for a model on disk. Converting, verifying, and loading onto a device
 mesh all read it piece by piece, so none of them holds more than a few pieces at once.
@@ -18,19 +18,19 @@ Index = tuple[slice, ...]
 """One slice with explicit bounds for each axis."""
 
 PIECE_BYTES = 128 << 20
-"""What is read, converted and written at once."""
+"""Number of bytes read, converted and written at a time."""
 
 CHUNK_BYTES = 32 << 20
-"""What a checkpoint stores as one unit: the least that a host reads to get its shard."""
+"""Bytes of a checkpoint's storage chunk, the smallest unit that a host reads for its shard."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LazyArray:
-    """An array that `read(index)` gives any box of, as numpy.
+    """An array of which any box can be read as a numpy array.
 
     Attributes:
-      shape: of the whole. dtype: of what `read` gives.
-      read: a pure function of the box, with one slice with bounds for each axis.
+      shape: of the whole array. dtype: of the arrays that `read` returns.
+      read: a pure function of the box, given as one slice with explicit bounds for each axis.
     """
 
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class LazyArray:
         return self.size * self.dtype.itemsize
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """The box of slices without steps, as JAX's shardings give them; `[...]` is everything."""
+        """Reads a box of slices without steps, as JAX shardings give them; `[...]` reads it all."""
         index = index if isinstance(index, tuple) else () if index is ... else (index,)
         index += (slice(None),) * (self.ndim - len(index))
         bounds = (s.indices(n) for s, n in zip(index, self.shape, strict=True))

@@ -1,4 +1,4 @@
-"""The one record type every data source yields.
+"""The record type of all data sources.
 
 A record is homogeneous data in the paper's sense (arXiv 2602.19091, section 3.3): its `query` is
 compressed once and then serves both losses, as a retrieval query and as the context of a
@@ -19,7 +19,7 @@ from PIL import Image
 from crem_jax.errors import CremError
 
 Picture = np.ndarray | Image.Image | bytes | str | os.PathLike
-"""A picture: uint8 [H, W, 3] pixels, a PIL image, encoded bytes, or a path."""
+"""An image: uint8 [H, W, 3] pixels, a PIL image, encoded bytes, or a path."""
 
 
 class RecordError(CremError):
@@ -35,7 +35,7 @@ class Item:
     """One thing to embed: text, pictures, or both. Pictures precede the text in the prompt.
 
     Attributes:
-      known_hash: what `content_hash` gives, where a data set stores it; saves hashing the pictures.
+      known_hash: the value of `content_hash`, if a data set stores it; saves hashing the images.
     """
 
     text: str = ""
@@ -60,7 +60,7 @@ class Item:
 
     @staticmethod
     def of(value: Any) -> Item:
-        """What people pass to `encode` as an Item: text, a picture, {"text":…, "image(s)":…}."""
+        """Makes an Item of an input to `encode`: text, an image, {"text":…, "image(s)":…}."""
         if isinstance(value, Item):
             return value
         if isinstance(value, str):
@@ -90,12 +90,12 @@ class Record:
     Attributes:
       id: names the record in errors and metrics.
       query: the context that is compressed.
-      positives: items the query should find. The first is encoded; the others are only never
-        counted as negatives.
+      positives: items the query should find. The first is encoded; the others only never count
+        as negatives.
       negatives: hard negatives, encoded and shared with the whole batch.
       turns: (question, answer) pairs asked about `query`; the loss is on every answer.
       source: the data set it came from.
-      metadata: JSON values that a library keeps with the query and filters by.
+      metadata: JSON values that a library stores with the query and can filter by.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""What a training step needs of a pod, known before the pod is rented."""
+"""Estimates memory and time of a training step on a pod before it is rented."""
 
 import contextlib
 import ctypes
@@ -17,7 +17,7 @@ _M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def stay_on_host() -> None:
-    """Lets libtpu compile without looking for the machine it is made for.
+    """Lets libtpu compile without access to the target machine.
 
     To be called before JAX is imported; what the user has set stays.
     """

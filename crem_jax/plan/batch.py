@@ -1,4 +1,4 @@
-"""The batch a plan is made for: shapes alone, no arrays."""
+"""The batch of a plan: shapes only, no arrays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_fits(model: ModelConfig) -> None:
 
 
 def abstract_batch(spec: BatchSpec, model: ModelConfig, sharding: NamedSharding | None) -> Batch:
-    """The shapes of what `data.batcher.Batcher` makes of a spec."""
+    """The shapes of a batch that `data.batches.packing.BatchPacker` fills for a spec."""
 
     def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)

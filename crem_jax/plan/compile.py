@@ -1,4 +1,4 @@
-"""Compiles the training step of a config for a pod that is not there."""
+"""Compiles the training step of a config for a pod, without access to it."""
 
 from __future__ import annotations
 

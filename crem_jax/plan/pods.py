@@ -1,4 +1,4 @@
-"""TPU topologies: what there is to plan for, with no TPU at hand."""
+"""TPU topologies to plan for, without access to a TPU."""
 
 from __future__ import annotations
 

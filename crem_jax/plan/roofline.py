@@ -119,9 +119,9 @@ def estimate(
     )
 
 
-def _context(bucket: BucketSpec, seen: bool) -> BucketSpec:
-    """The bucket without its conversations, and without its pictures unless they are `seen`."""
-    patches = bucket.patches if seen else 0
+def _context(bucket: BucketSpec, images: bool) -> BucketSpec:
+    """The bucket without its conversations, and without its images unless `images`."""
+    patches = bucket.patches if images else 0
     return dataclasses.replace(bucket, patches=patches, target_slots=0, answers=0)
 
 

@@ -45,21 +45,21 @@ def train(
     """Trains until `config.steps`, continuing from the last whole checkpoint in `workdir`, if any.
 
     Args:
-      config: what a recipe of `crem_jax.configs` gives; see docs/config.md.
-      workdir: the run directory, made if absent, shared by all processes; or gs://BUCKET/RUN.
+      config: of a recipe such as those in `crem_jax.configs`; see docs/config.md.
+      workdir: the run directory, created if absent and shared by all processes; or gs://BUCKET/RUN.
       evaluate: called every `config.eval_every` steps; its metrics are logged under `eval/`.
-      log_to: names of `metrics.WRITERS` that get the metrics beside metrics.jsonl.
-      profile: so many steps are traced to WORKDIR/profile, once all is compiled.
+      log_to: names of `metrics.WRITERS` that log the metrics in addition to metrics.jsonl.
+      profile: number of steps to trace to WORKDIR/profile after compilation; 0: none.
 
     Returns:
       The trained model, with the last parameters.
 
     Raises:
-      ValueError: the config makes no sense, or `workdir` holds a run of another config.
-      OSError: `workdir` cannot hold the run.
-      WriteFailed: it could, and what the run made could not be written.
-      Preempted: SIGTERM came, and the run has saved.
-      Diverged: `config.max_nonfinite` steps in a row were not finite.
+      ValueError: the config is invalid, or `workdir` holds a run of another config.
+      OSError: `workdir` cannot be written, is not shared, or has too little space.
+      WriteFailed: a later write of the run failed.
+      Preempted: SIGTERM arrived, and the run has saved a checkpoint.
+      Diverged: `config.max_nonfinite` consecutive steps were not finite.
     """
     config = TrainConfig.of(config)
     best_metric = config.best_metric if evaluate else ""

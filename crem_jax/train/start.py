@@ -1,4 +1,4 @@
-"""Where a run starts: weights there are, or none; the tokenizer and the model come with them."""
+"""The starting point of a run: random or existing weights, with their model and tokenizer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OF_THE_DATA = ("min_pixels", "max_pixels")
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """weights: opens the parameters to start from, as LazyArrays; None starts from random ones."""
+    """Where a run starts. weights: opens the initial parameters as LazyArrays; None: random."""
 
     model: ModelConfig
     tokenizer: Any
@@ -42,20 +42,20 @@ class Start:
 
 
 def starting_point(config: TrainConfig, run: Path | None = None) -> Start:
-    """The model of a config: new by its `model` section, or the one in the directory `init_from`.
+    """The model of a config: a new one of its `model` section, or the one in directory `init_from`.
 
-    What `init_from` holds decides the shape; the section then only says how it is run (dtype,
+    With `init_from`, that model fixes the shape; the section then only says how it is run (dtype,
     remat, unroll, attention, temperature, system prompt, the pixels of a picture, adapters) and how
-    many chorus tokens a plain Qwen2-VL is given. A run that has begun is its own starting point:
+    many chorus tokens to add to a plain Qwen2-VL. A run that has started is its own starting point:
     its model and tokenizer are read from `run`, and `init_from` is opened only if it has no
     checkpoint yet.
 
-    `model.chorus_token` names a token that the tokenizer has already, such as <|im_end|>: it is
-    read in place of a chorus (the EOS baseline of the paper's Table 4).
+    `model.chorus_token` names an existing token of the tokenizer, such as <|im_end|>, which takes
+    the place of the chorus (the EOS baseline of the paper's Table 4).
 
     Raises:
-      FileNotFoundError, ValueError: there is no model.
-      ConfigError: it is not what the section says.
+      FileNotFoundError, ValueError: there is no model at `init_from`.
+      ConfigError: the model contradicts the section.
     """
     source = config.init_from
     if not source:

@@ -1,9 +1,9 @@
-"""Items and conversations become rows of tokens and patches.
+"""Turns items and conversations into rows of tokens and patches.
 
     context  [system] <|im_start|>user⏎ {pictures} {text} | padding | {chorus}
     target   {question}<|im_end|>⏎<|im_start|>assistant⏎{answer}<|im_end|>⏎<|im_start|>user⏎ …
 
-The same tokens as the chat template gives in one string, split where the chorus ends.
+Together they are the tokens of the chat template, split after the chorus.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from crem_jax.data.records import Item, Picture
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Draft:
-    """A context whose pictures are still encoded: its size is known, and can still be changed.
+    """A context whose images are not decoded yet: its size is known and can still be changed.
 
     Attributes:
       head, text: tokens before and after the pictures.
-      pictures: what `peek` made of them. sizes: their upright (height, width).
-      grids: (rows, columns) of vision tokens that each would have by the model's own rule.
-      visual: vision tokens by that rule. fixed: all other tokens, without the chorus.
+      pictures: the results of `peek`. sizes: (height, width) in pixels, upright.
+      grids: (rows, columns) of vision tokens of each image at the model's own resolution.
+      visual: vision tokens in these grids. fixed: number of all other tokens but the chorus.
     """
 
     head: tuple[int, ...]
@@ -41,10 +41,10 @@ class Draft:
     fixed: int
 
     def shrunk(self, tokens: int) -> tuple[tuple[int, int], ...]:
-        """Grids of at most `tokens` vision tokens in all, each picture giving up the same share.
+        """Grids of at most `tokens` vision tokens in total, all images shrunk by the same factor.
 
         Raises:
-          ValueError: not even one token for each.
+          ValueError: `tokens` is less than one for each image.
         """
         if tokens >= self.visual:
             return self.grids
@@ -68,7 +68,7 @@ class Prompter:
       fast_jpeg: decode large JPEGs at a fraction of their size, see `open_picture`; pixels then
         differ a little from Hugging Face's.
       fast_resize: resize by SIMD instructions, see `resize`; hardly any pixel differs.
-      known_texts: so many texts' tokens are remembered.
+      known_texts: size of the cache of tokenised texts.
 
     Raises:
       ValueError: `fast_resize` without the package it needs.
@@ -98,13 +98,13 @@ class Prompter:
         self._end = (end,)
         self._to_question = (*text("\n"), start, *text("user\n"))
 
-    def __reduce__(self):  # its cache stays behind when it moves to a worker process
+    def __reduce__(self):  # the cache is not pickled when it moves to a worker process
         images = self.images
         options = images.hard_max, images.fast_jpeg, images.fast_resize, self.known_texts
         return Prompter, (self.config, self.tokenizer, *options)
 
     def _user_tokens(self, text: str) -> tuple[int, ...]:
-        """Tokens of a text that is not ours; special tokens written in it stay plain text.
+        """Tokens of a user's text; special tokens spelt out in it are tokenised as plain text.
 
         Raises:
           PromptError: the tokenizer has no tokens for it.
@@ -224,12 +224,12 @@ class Prompter:
         tokens: list[int] = []
         label: list[int] = []
         for number, (question, answer) in enumerate(turns):
-            asked = (*self.user_tokens(question), *self._to_answer)
+            question_tokens = (*self.user_tokens(question), *self._to_answer)
             if number:
-                asked = (*self._to_question, *asked)
+                question_tokens = (*self._to_question, *question_tokens)
             answered = (*self.user_tokens(answer), *self._end)
-            tokens += [*asked, *answered]
-            label += [-1] * (len(asked) - 1) + [*answered, -1]
+            tokens += [*question_tokens, *answered]
+            label += [-1] * (len(question_tokens) - 1) + [*answered, -1]
         return TargetRow(np.asarray(tokens, np.int32), np.asarray(label, np.int32))
 
     def question(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a source is, and what all that read files have in common."""
+"""The protocol of data sources, and the base class of those that read files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from crem_jax.errors import CremError
 class Source(Protocol):
     """A random-access data set. It must be picklable, for worker processes.
 
-    `record` is a pure function of its arguments, and raises a ValueError or an OSError for a record
-    that cannot be used: it is then skipped and named. Other exceptions end the run. It is called
-    through `read_record` only.
+    `record` is a pure function of its arguments. It raises a ValueError or an OSError for a record
+    that cannot be used, which is then skipped and logged. Other exceptions end the run. It is
+    called through `read_record` only.
     """
 
     def __len__(self) -> int: ...
@@ -29,9 +29,8 @@ def read_record(source: Source, index: int, rng: np.random.Generator | None = No
     """`source.record(index, rng)`, the boundary at which a source's errors become ours.
 
     Raises:
-      CremError: the record cannot be used; RecordError for a ValueError or an OSError of a source
-        that has no words of its own for it. What else the source raises is a bug, and passes with
-        a note that names the record.
+      CremError: the record cannot be used. A ValueError or an OSError of the source becomes a
+        RecordError. Any other exception is a bug, and passes with a note that names the record.
     """
     try:
         return source.record(index, rng)
@@ -48,7 +47,7 @@ class FileSource:
     """Random access to stored records. Subclasses have `__len__`, `read` and `where`.
 
     Attributes:
-      left_out: reason -> number of rows that are no records by the format's own rules.
+      left_out: reason -> number of rows excluded by the rules of the format.
     """
 
     left_out: Mapping[str, int] = {}
@@ -57,23 +56,23 @@ class FileSource:
         raise TypeError(f"{type(self).__name__} has no length")
 
     def read(self, index: int) -> Record:
-        """Record `index`, always the same.
+        """Reads record `index`, deterministically.
 
         Raises:
-          RecordError: it cannot be used.
+          RecordError: the record cannot be used.
         """
         raise TypeError(f"{type(self).__name__} reads nothing")
 
     def where(self, index: int) -> str:
-        """The place of record `index` in its file, for errors."""
+        """The location of record `index`, such as FILE:LINE, for error messages."""
         return f"record {index}"
 
     def problems(self, index: int) -> Sequence[str]:
-        """What is odd about record `index` though it can be used."""
+        """Warnings about record `index`, which can be used nevertheless."""
         return ()
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
-        """Record `index`; with `rng` any of its positives may come first, and so be encoded."""
+        """Record `index`; with `rng`, a random positive comes first, the one that is encoded."""
         record = self.read(index)
         if rng is None or len(record.positives) < 2:
             return record

@@ -1,4 +1,4 @@
-"""Some records of a source: those `crem doctor` found good, so many of them, or a half of each."""
+"""Selections from a source: records listed by `crem doctor`, a random subset, or half of each."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ HALVES: Mapping[str, Mapping[str, tuple]] = {
     "retrieval": {"turns": ()},
     "turns": {"positives": (), "negatives": ()},
 }
-"""What `only` leaves out of a record."""
+"""The fields of a record that `only` clears, with their empty values."""
 
 
 class Selected:
-    """The records `chosen` (int64 [n]) of a source, in that order."""
+    """The records with indices `chosen` (int64 [n]) of a source, in that order."""
 
     def __init__(self, source: Any, chosen: np.ndarray):
         self.source, self.chosen = source, chosen
@@ -46,7 +46,7 @@ class Selected:
 
 
 class Half:
-    """One of HALVES of every record of a source; in all else, such as its order, the source."""
+    """One of HALVES of every record of a source; all other attributes are the source's."""
 
     def __init__(self, source: Any, only: str):
         self.source, self.only = source, only

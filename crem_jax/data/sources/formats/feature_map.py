@@ -63,12 +63,12 @@ class FeatureMap:
         except Exception as error:  # those of tfds have no type of their own
             raise RecordError(f"{where}: is damaged: {error}") from error
         texts = {key: self._texts(key, example, where) for key in TEXTS if key in self.map}
-        asked, answered = texts.get("question", [""]), texts.get("answer", [])
-        if len(asked) == 1:
-            answered = [text for text in answered if text][:1]
-        if len(asked) != len(answered) and answered:
-            raise RecordError(f"{where} has {len(asked)} questions and {len(answered)} answers")
-        turns = tuple(pair for pair in zip(asked, answered, strict=False) if pair[1])
+        questions, answers = texts.get("question", [""]), texts.get("answer", [])
+        if len(questions) == 1:
+            answers = [text for text in answers if text][:1]
+        if len(questions) != len(answers) and answers:
+            raise RecordError(f"{where} has {len(questions)} questions and {len(answers)} answers")
+        turns = tuple(pair for pair in zip(questions, answers, strict=False) if pair[1])
         texts = {key: [text for text in values if text] for key, values in texts.items()}
         images = {key: self._images(key, example, where) for key in IMAGES if key in self.map}
 

@@ -130,7 +130,7 @@ def _turns(value: Any, where: str) -> tuple[str, list[tuple[str, str]]]:
             if not turns:
                 turns.append(([], []))
             turns[-1][1].append(text)
-    joined = [("\n".join(asked), "\n".join(told)) for asked, told in turns if told]
+    joined = [("\n".join(questions), "\n".join(answers)) for questions, answers in turns if answers]
     if not joined:
         raise EmptySideError(f"{where} has no answer of the assistant")
     return "\n".join(system), joined
