@@ -18,6 +18,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs `crem find` on the library `args.folder`."""
     library = open_library(args.folder)
     library.info.column(args.k)
+    library.check_condition(args.where)
     model = load(args.model, args.step, weights=args.weights)
     image = Path(args.image) if args.image else None
     query = Item(text=args.words or "", images=(image,) if image else ())

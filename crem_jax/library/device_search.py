@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from crem_jax.errors import CremError
+from crem_jax.library.conditions import SECONDS
 from crem_jax.library.entry import Hit
 from crem_jax.library.stores.protocols import Entries
 from crem_jax.mesh import make_mesh
@@ -41,16 +42,24 @@ class DeviceSearch:
         self._lock = threading.Lock()  # guards _loaded
         self._loaded: dict[str, tuple[int | None, np.ndarray, DeviceVectors]] = {}
 
-    def search(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
+    def search(
+        self,
+        vector: np.ndarray,
+        column: str,
+        top: int,
+        where: str | None,
+        seconds: float = SECONDS,
+    ) -> list[Hit]:
         """The entries nearest to a float32 [D] query by cosine, best first.
 
         Args:
           column: the vector column. where: a filter in the database's own language.
+          seconds: that the filter may take.
         """
         ids, vectors = self._load(column)
         chosen = np.ones(len(ids), bool)
         if where is not None:
-            named = [batch["id"] for batch in self._entries.scan(["id"], where)]
+            named = [batch["id"] for batch in self._entries.scan(["id"], where, seconds)]
             chosen = np.isin(ids, np.concatenate(named or [ids[:0]]))
         top = min(top, int(chosen.sum()))
         if not top:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from crem_jax.library.conditions import SECONDS, check_condition
 from crem_jax.library.entry import Entry, Hit, LibraryError, LibraryInfo, UnknownIdError
 from crem_jax.library.stores.protocols import Entries, Memories
 
@@ -78,6 +79,7 @@ class Library:
         self, columns: Sequence[str], where: str | None = None
     ) -> Iterator[Mapping[str, np.ndarray]]:
         """Yields all entries in batches: column name -> values, for columns such as "id"."""
+        self.check_condition(where)
         return self._entries.scan(columns, where)
 
     def search(
@@ -87,6 +89,7 @@ class Library:
         top: int = 5,
         where: str | None = None,
         exact: bool = False,
+        seconds: float = SECONDS,
     ) -> list[Hit]:
         """The entries nearest to an embedding, best first.
 
@@ -97,21 +100,24 @@ class Library:
             Milvus expression).
           exact: compare the query with every entry instead of using an index, on accelerators if
             there are any; they keep the vectors in memory for each k that has been searched.
+          seconds: that the filter may take.
 
         Raises:
-          LibraryError: no embeddings of k chorus tokens are stored, or the filter is invalid.
+          LibraryError: no embeddings of k chorus tokens are stored; or the filter is invalid, asks
+            too much (`conditions`), or takes too long.
         """
+        self.check_condition(where)
         vector = np.asarray(vector, np.float32)
         if not exact:
-            return self._entries.search(vector, k, top, where)
+            return self._entries.search(vector, k, top, where, seconds=seconds)
         from crem_jax.library.device_search import DeviceSearch, accelerators
 
         column, devices = self.info.column(k), accelerators()
         if not devices and self._entries.searches_exactly:
-            return self._entries.search(vector, k, top, where, exact=True)
+            return self._entries.search(vector, k, top, where, exact=True, seconds=seconds)
         if self._on_devices is None:
             self._on_devices = DeviceSearch(self._entries, devices or None)
-        return self._on_devices.search(vector, column, top, where)
+        return self._on_devices.search(vector, column, top, where, seconds)
 
     def find(
         self,
@@ -132,6 +138,7 @@ class Library:
         """
         self.check_model(model)
         self.info.column(k)
+        self.check_condition(where)
         return self.search(model.encode([query], k)[0], k, top, where, exact)
 
     def memories(self, ids: Sequence[str], dtype: str = "float32", k: int | None = None) -> Any:
@@ -175,6 +182,11 @@ class Library:
                 f"the library was made with another model: {self.info.model}, fingerprint "
                 f"{self.info.fingerprint[:12]}; this one has {model.fingerprint[:12]}"
             )
+
+    def check_condition(self, where: str | None) -> None:
+        """Raises LibraryError if a condition asks more of the database than is allowed."""
+        if where is not None:
+            check_condition(where, milvus=bool(self.info.vectors))
 
     # care
 

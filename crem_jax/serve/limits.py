@@ -18,6 +18,7 @@ class Limits:
       pixels: of one picture. picture_seconds: to decode it. images: of one request.
       inputs: embeddings of one request.
       tokens: of one answer. top: hits of one search.
+      condition_seconds: that a condition may take.
       connections: open at one time.
     """
 
@@ -34,4 +35,5 @@ class Limits:
     inputs: int = 256
     tokens: int = 512
     top: int = 100
+    condition_seconds: float = 10.0
     connections: int = 512

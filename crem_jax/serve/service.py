@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
+import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -167,9 +169,12 @@ class Service:
         if top > self.limits.top:
             raise ApiError(400, f"top {top} is not in 1..{self.limits.top}", "top")
         if where is not None:
-            check_condition(where)
+            check_condition(where, milvus=bool(library.info.vectors))
         vectors, _ = await self.embed([(text, pictures)], k)
-        return await in_thread(self._searching, library.search, vectors[0], k, top, where)
+        # A thread that waits for the database is free again in time, whoever waits for it or not.
+        seconds = min(self.limits.condition_seconds, deadline() - time.monotonic())
+        search = functools.partial(library.search, seconds=seconds)
+        return await in_thread(self._searching, search, vectors[0], k, top, where)
 
     async def entry(self, name: str) -> Entry:
         """An entry of the library.

@@ -1,4 +1,4 @@
-"""Five hundred malformed requests: each is refused, and the server goes on."""
+"""Malformed requests: each is refused, and the server goes on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.abuse import attacks
 from tests.support.abuse_requests import BODY_BYTES, Attack
 from tests.support.serving import client, data_uri, draw, serving
 
-COUNT = 500
+COUNT = 550
 LIMITS = Limits(body_bytes=BODY_BYTES, body_seconds=1.0, head_seconds=1.0)
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -78,7 +78,7 @@ def raw_status(http: httpx.Client, *parts: bytes) -> int:
     return int(answer.split()[1]) if answer else 0
 
 
-def test_five_hundred_malformed_requests_are_refused_and_harm_nothing(url, service, rng):
+def test_malformed_requests_are_refused_and_harm_nothing(url, service, rng):
     statuses: Counter[int] = Counter()
     with client(url) as http:
         for attack in attacks(rng, COUNT):
@@ -145,6 +145,12 @@ def test_callers_that_leave_in_the_middle_leave_nothing_behind(url, service):
         *((a, False) for a in ("::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "ff02::1")),
         *((a, False) for a in ("::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1")),
         *((a, False) for a in ("2002:7f00:1::", "2001:0:0:0:0:0:f5ff:fffe", "no address", "")),
+        *((a, False) for a in ("fec0::1", "3fff::1", "192.88.99.1", "168.63.129.16", "5f00::1")),
+        *((a, False) for a in ("64:ff9b:1::1", "64:ff9b:1::808:808", "2001:10::1", "2001:20::1")),
+        *((a, False) for a in ("::7f00:1", "::10.0.0.1", "::ffff:168.63.129.16", "198.18.0.1")),
+        *((a, False) for a in ("240.0.0.1", "0.1.2.3", "192.0.0.9", "192.0.2.1", "100::1")),
+        *((a, False) for a in ("2002:a83f:8110::1", "64:ff9b::a83f:8110", "203.0.113.1")),
+        *((a, True) for a in ("64:ff9b::808:808", "2002:808:808::1", "::ffff:8.8.8.8")),
     ],
 )
 def test_only_public_addresses_are_public(address, public):
@@ -229,6 +235,15 @@ def test_what_speaks_no_tls_is_an_error_of_the_request(remote):
     fetcher = Fetcher([base], 10_000, 5.0, names("127.0.0.1"), lambda ip: True)
     with pytest.raises(ApiError, match="cannot be"):
         fetch(fetcher, f"{base}a.png")
+
+
+@pytest.mark.parametrize("port", ["0", "00", "65536", "-1", "443x", "4 43"])
+def test_a_port_that_is_none_is_no_default_port(port):
+    fetcher = Fetcher(["https://allowed.test/pictures/"], 10)
+    assert fetcher.allows("https://allowed.test:443/pictures/a.png")
+    assert not fetcher.allows(f"https://allowed.test:{port}/pictures/a.png")
+    with pytest.raises(ValueError, match="is no URL prefix"):
+        Fetcher([f"https://allowed.test:{port}/pictures/"], 10)
 
 
 def test_prefixes_that_are_none_are_refused():

@@ -234,6 +234,16 @@ def conditions(rng) -> Iterator[Attack]:
         "width > 1 OR " * 500,
         "\"lpad\"(id, 10) = ''",
         "lower.lpad(id, 10) = ''",
+        "width > 0" + "+1" * 300,
+        '"id"' + "||id" * 99 + " = text",
+        "id IS DISTINCT FROM repeat('a', 9)",
+        "regexp_like(id, '(.{1,40}a){40}c')",
+        "id ~ '(.{1,40}a){40}c'",
+        "id SIMILAR TO '(.{1,40}a){40}c'",
+        "id LIKE '%a" + "_" * 60 + "c%'",
+        "id LIKE '%a' || '____________c%'",
+        "id ILIKE ('%a____________c%')",
+        "id = E'\\'' + 1 + 1 --'",
     ):
         yield Attack(f"where {where[:30]}", SEARCH, as_json({"query": "a", "where": where}))
 

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from crem_jax.library.ann.index import Neighbours
+from crem_jax.library.conditions import SECONDS
 from crem_jax.library.entry import Entry, Hit, LibraryError, LibraryInfo, check_unique
 from crem_jax.library.stores import lance_tables as tables
 from crem_jax.library.stores.lance_view import View
@@ -31,6 +32,7 @@ EXACT_UP_TO = 20_000
 _INFO_KEY = b"crem"
 _ENTRIES_FORMAT = "2.1"  # 2.2 packs columns of few values so that reading a row takes 5 ms for each
 _INDEXED = {ENTRIES: ("id", "key", "source"), MEMORIES: ("id",)}
+_ROWS_AT_ONCE = 8192
 _FIELDS = ("id", "uri", "text", "metadata", "thumbnail", "width", "height", "source", "content")
 
 
@@ -128,11 +130,25 @@ class LanceEntries:
         return [found.get(name) for name in ids]
 
     def scan(
-        self, columns: Sequence[str], where: str | None = None
+        self, columns: Sequence[str], where: str | None = None, seconds: float = SECONDS
     ) -> Iterator[Mapping[str, np.ndarray]]:
-        query = self._latest().search().select(list(columns))
-        for batch in tables.batches(self._table, query, where):
-            yield {name: tables.to_numpy(batch.column(name)) for name in columns}
+        if where is None:
+            found = tables.batches(self._table, self._latest().search().select(list(columns)))
+        else:
+            found = self._matching(columns, where, seconds)
+        for rows in found:
+            yield {name: tables.to_numpy(rows.column(name)) for name in columns}
+
+    def _matching(self, columns: Sequence[str], where: str, seconds: float) -> Iterator[pa.Table]:
+        """First which rows, which takes its time, and then the rows, for whoever reads them."""
+        table = tables.open_table(self._db, ENTRIES)  # row ids are of one version
+        query = table.search().select(["key"]).with_row_id(True)
+        row_ids = tables.matching(table, query, where, seconds)["_rowid"].to_pylist()
+        for first in range(0, len(row_ids), _ROWS_AT_ONCE):
+            with tables.lance_errors(table.uri):
+                some = table.take_row_ids(row_ids[first : first + _ROWS_AT_ONCE])
+                rows = some.select(list(columns)).to_arrow()
+            yield rows
 
     def search(
         self,
@@ -141,12 +157,13 @@ class LanceEntries:
         top: int,
         where: str | None = None,
         exact: bool = False,
+        seconds: float = SECONDS,
     ) -> list[Hit]:
         column = self._info.column(k)
-        return tables.read_newest(lambda: self._search(vector, column, top, where, exact))
+        return tables.read_newest(lambda: self._search(vector, column, top, where, exact, seconds))
 
-    def count(self, where: str | None = None) -> int:
-        return tables.count(self._latest(), where)
+    def count(self) -> int:
+        return tables.count(self._latest())
 
     def version(self) -> int:
         return int(self._latest().version)
@@ -180,12 +197,20 @@ class LanceEntries:
         tables.optimize(self._latest(), _INDEXED[ENTRIES], timedelta(minutes=10))
 
     def _search(
-        self, vector: np.ndarray, column: str, top: int, where: str | None, exact: bool
+        self,
+        vector: np.ndarray,
+        column: str,
+        top: int,
+        where: str | None,
+        exact: bool,
+        seconds: float,
     ) -> list[Hit]:
         if self.count() <= self._exact_up_to or exact:
-            return self._exact(vector, column, top, where)
+            if where is not None:
+                return self._exact_where(vector, column, top, where, seconds)
+            return self._exact(vector, column, top)
         view = self._view(column)
-        keys, scores = view.indexes[column].search(vector, top, view.chosen(column, where))
+        keys, scores = view.indexes[column].search(vector, top, view.chosen(column, where, seconds))
         if not len(keys):
             return []
         rows = view.rows(keys, list(_FIELDS)).to_pylist()
@@ -193,12 +218,32 @@ class LanceEntries:
         pairs = zip(keys.tolist(), scores.tolist(), strict=True)
         return [Hit(found[key], score) for key, score in pairs]
 
-    def _exact(self, vector: np.ndarray, column: str, top: int, where: str | None) -> list[Hit]:
+    def _exact(self, vector: np.ndarray, column: str, top: int) -> list[Hit]:
         query = self._table.search(np.asarray(vector, np.float32), vector_column_name=column)
         query = query.distance_type("dot").select([*_FIELDS, "_distance"]).limit(top)
-        with tables.lance_errors(self._table.uri, where):
-            rows = (query.where(where) if where else query).to_arrow().to_pylist()
+        with tables.lance_errors(self._table.uri):
+            rows = query.to_arrow().to_pylist()
         return [Hit(_entry(row), 1.0 - row["_distance"]) for row in rows]
+
+    def _exact_where(
+        self, vector: np.ndarray, column: str, top: int, where: str, seconds: float
+    ) -> list[Hit]:
+        table = tables.open_table(self._db, ENTRIES)  # row ids are of one version
+        query = table.search().select(["key", column]).with_row_id(True)
+        found = tables.matching(table, query, where, seconds)
+        if not len(found):
+            return []
+        # As Lance compares them: both in float16, summed in float32.
+        asked = np.asarray(vector, np.float16).astype(np.float32)
+        scores = tables.matrix(found[column]).astype(np.float32) @ asked
+        best = np.argsort(-scores, kind="stable")[:top]
+        row_ids = found["_rowid"].to_numpy()[best].tolist()
+        fields = ["key", *_FIELDS]
+        with tables.lance_errors(table.uri):
+            rows = table.take_row_ids(row_ids).select(fields).to_arrow().to_pylist()
+        known = {row["key"]: _entry(row) for row in rows}
+        keys = found["key"].to_numpy()[best].tolist()
+        return [Hit(known[key], float(scores[i])) for key, i in zip(keys, best, strict=True)]
 
     def _view(self, column: str) -> View:
         """A view of the table's newest version, with an index of the column."""

@@ -18,6 +18,7 @@ from lancedb.index import BTree
 from crem_jax.library.entry import LibraryError, StoreError
 
 _IDS_AT_ONCE = 500
+_ROWS_AT_ONCE = 1024  # small enough to stop in time, large enough to cost nothing
 _TRIES = 20
 
 Read = TypeVar("Read")
@@ -107,7 +108,7 @@ def read_newest(read: Callable[[], Read]) -> Read:
     for _ in range(_TRIES):
         try:
             return read()
-        except (OSError, LibraryError) as error:
+        except (OSError, StoreError) as error:
             if "not found" not in str(error).lower():
                 raise
     return read()
@@ -121,12 +122,12 @@ def rows_by_id(table: Any, ids: Sequence[str], columns: Sequence[str]) -> Iterat
         yield rows
 
 
-def batches(table: Any, query: Any, where: str | None = None) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of a query that match a filter, in batches."""
-    with lance_errors(table.uri, where):
-        rows = iter((query.where(where) if where else query).to_batches())
+def batches(table: Any, query: Any) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of a query, in batches."""
+    with lance_errors(table.uri):
+        rows = iter(query.to_batches())
     while True:
-        with lance_errors(table.uri, where):
+        with lance_errors(table.uri):
             batch = next(rows, None)
         if batch is None:
             return
@@ -140,10 +141,10 @@ def newest(table: Any) -> Any:
     return table
 
 
-def count(table: Any, where: str | None = None) -> int:
-    """The number of rows that match a filter."""
-    with lance_errors(table.uri, where):
-        return table.count_rows(where)
+def count(table: Any) -> int:
+    """The number of rows."""
+    with lance_errors(table.uri):
+        return table.count_rows()
 
 
 def in_lists(column: str, values: Sequence[Any]) -> list[str]:
@@ -156,26 +157,71 @@ def in_lists(column: str, values: Sequence[Any]) -> list[str]:
     return [f"{column} IN ({', '.join(quoted[i : i + _IDS_AT_ONCE])})" for i in spans]
 
 
+def matching(table: Any, query: Any, where: str, seconds: float) -> pa.Table:
+    """What a condition leaves of the rows of a query that scans them.
+
+    Nobody looks at the time within a batch of rows, and Lance's search for neighbours takes all
+    rows as one. So this is a scan in small batches: it is given up at the end of the one it is at.
+
+    Raises:
+      LibraryError: the condition cannot be used, or takes more than so many seconds. StoreError:
+        the table cannot be used.
+    """
+    late, found = time.monotonic() + seconds, []
+    query, limit = query.where(where), timedelta(seconds=max(seconds, 0.001))
+    try:
+        with lance_errors(table.uri):
+            rows = query.to_batches(batch_size=_ROWS_AT_ONCE, timeout=limit)
+        while True:
+            with lance_errors(table.uri):
+                batch = next(rows, None)
+            if time.monotonic() > late:
+                break
+            if batch is None:
+                return pa.Table.from_batches(found, rows.schema)
+            found.append(batch)
+    except (OSError, StoreError) as error:
+        if "query timeout" not in str(error).lower():
+            if not _is_at_fault(query, error):
+                raise
+            reason = _reason(error.__cause__ or error)
+            raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
+    raise LibraryError(f"the condition {where!r} takes more than {seconds:g} seconds")
+
+
+def _is_at_fault(query: Any, error: Exception) -> bool:
+    """Whether it is a query's condition that an error is about, and not the table's files."""
+    if "filter expression" in str(error):
+        return True
+    try:
+        query.explain_plan()  # reads no rows
+    except (ValueError, RuntimeError, OSError, pa.ArrowException):
+        return True
+    return False
+
+
 @contextlib.contextmanager
-def lance_errors(uri: str, where: str | None = None) -> Iterator[None]:
-    """Turns errors of Lance, which have no common class, into LibraryError; only calls to Lance
+def lance_errors(uri: str) -> Iterator[None]:
+    """Turns errors of Lance, which have no common class, into StoreError; only calls to Lance
     belong inside.
 
     Args:
-      uri: the table's. where: the user's filter, which is blamed for the error if there is one.
+      uri: the table's.
 
     Raises:
-      StoreError: the table cannot be used. LibraryError: the filter is invalid. OSError passes.
+      StoreError: the table cannot be used. OSError passes.
     """
     try:
         yield
-    except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
-        reason = str(error).split("\n")[0].split(", rust/")[0][:300]
-        if where is not None:
-            raise LibraryError(f"the condition {where!r} cannot be used: {reason}") from error
-        if isinstance(error, OSError):
-            raise
-        raise StoreError(f"{uri} cannot be used: {reason}") from error
+    except OSError:
+        raise
+    except (ValueError, RuntimeError, pa.ArrowException) as error:
+        raise StoreError(f"{uri} cannot be used: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What an error of Lance says, without where in its source."""
+    return str(error).split("\n")[0].split(", rust/")[0][:300]
 
 
 def matrix(column: Any) -> np.ndarray:
@@ -187,7 +233,7 @@ def matrix(column: Any) -> np.ndarray:
     return flat.reshape(-1, width)
 
 
-def to_numpy(column: pa.Array) -> np.ndarray:
+def to_numpy(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """A column as an array, [n] or [n, D]."""
     if pa.types.is_fixed_size_list(column.type):
         return matrix(column)

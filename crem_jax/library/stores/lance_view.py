@@ -52,14 +52,18 @@ class View:
             rows = self.rows(keys[first : first + _ROWS_AT_ONCE], [column])
             yield rows["key"].to_numpy(), tables.matrix(rows[column])
 
-    def chosen(self, column: str, where: str | None) -> np.ndarray | None:
-        """Indices of an index's rows that match a filter, None without one; the last is cached."""
+    def chosen(self, column: str, where: str | None, seconds: float) -> np.ndarray | None:
+        """Indices of an index's rows that match a filter, None without one; the last is cached.
+
+        Args:
+          seconds: that the filter may take.
+        """
         if where is None:
             return None
         key, last = (column, where), self._last  # threads may search at once
         if last[0] != key:
-            with tables.lance_errors(self._table.uri, where):
-                found = self._table.search().where(where).select(["key"]).to_arrow()
+            query = self._table.search().select(["key"])
+            found = tables.matching(self._table, query, where, seconds)
             rows = self.indexes[column].rows(found["key"].to_numpy())
             self._last = last = (key, rows)
         return last[1]

@@ -19,6 +19,7 @@ from pymilvus import DataType, MilvusClient
 from pymilvus.exceptions import MilvusException
 
 from crem_jax.library.ann.recall import share_found, true_neighbours
+from crem_jax.library.conditions import SECONDS
 from crem_jax.library.entry import Entry, Hit, LibraryError, LibraryInfo, StoreError, check_unique
 
 _LONGEST = 65_535
@@ -125,11 +126,15 @@ class MilvusEntries:
         return [found.get(name) for name in ids]
 
     def scan(
-        self, columns: Sequence[str], where: str | None = None
+        self, columns: Sequence[str], where: str | None = None, seconds: float = SECONDS
     ) -> Iterator[Mapping[str, np.ndarray]]:
         with _milvus_errors(self._info, where):
             pages = self._client.query_iterator(
-                self._name, batch_size=_AT_ONCE, filter=where or "", output_fields=list(columns)
+                self._name,
+                batch_size=_AT_ONCE,
+                filter=where or "",
+                output_fields=list(columns),
+                timeout=seconds if where else None,
             )
             try:
                 while rows := pages.next():
@@ -144,6 +149,7 @@ class MilvusEntries:
         top: int,
         where: str | None = None,
         exact: bool = False,
+        seconds: float = SECONDS,
     ) -> list[Hit]:
         if exact:
             raise LibraryError("Milvus searches as its index does; expected exact=False")
@@ -155,12 +161,13 @@ class MilvusEntries:
                 limit=top,
                 filter=where or "",
                 output_fields=list(_FIELDS),
+                timeout=seconds if where else None,
             )
         return [Hit(_entry(row["entity"]), float(row["distance"])) for row in rows]
 
-    def count(self, where: str | None = None) -> int:
-        with _milvus_errors(self._info, where):
-            (row,) = self._client.query(self._name, filter=where or "", output_fields=["count(*)"])
+    def count(self) -> int:
+        with _milvus_errors(self._info):
+            (row,) = self._client.query(self._name, filter="", output_fields=["count(*)"])
         return int(row["count(*)"])
 
     def version(self) -> None:

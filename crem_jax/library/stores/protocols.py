@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from crem_jax.library.conditions import SECONDS
 from crem_jax.library.entry import Entry, Hit
 
 
@@ -32,9 +33,13 @@ class Entries(Protocol):
         """The entries with these ids, in order, with their vectors; None for unknown ids."""
 
     def scan(
-        self, columns: Sequence[str], where: str | None = None
+        self, columns: Sequence[str], where: str | None = None, seconds: float = SECONDS
     ) -> Iterator[Mapping[str, np.ndarray]]:
-        """Yields all entries in batches, column -> values; a vector column is float16 [n, D]."""
+        """Yields all entries in batches, column -> values; a vector column is float16 [n, D].
+
+        Args:
+          where, seconds: as for `search`.
+        """
 
     def search(
         self,
@@ -43,19 +48,20 @@ class Entries(Protocol):
         top: int,
         where: str | None = None,
         exact: bool = False,
+        seconds: float = SECONDS,
     ) -> list[Hit]:
         """The entries nearest to a float32 [D] query by cosine, best first.
 
         Args:
           k: chorus tokens of the embeddings; None is all K. top: number of hits.
-          where: a filter in the database's own language.
+          where: a filter in the database's own language. seconds: that it may take.
           exact: compare the query with every entry; only if `searches_exactly`.
 
         Raises:
-          LibraryError: no embeddings are stored for k, or the filter is invalid.
+          LibraryError: no embeddings are stored for k, or the filter is invalid or takes too long.
         """
 
-    def count(self, where: str | None = None) -> int: ...
+    def count(self) -> int: ...
 
     def version(self) -> int | None:
         """A number that changes with every write; None if the database has no versions."""
