@@ -44,22 +44,32 @@ class IndexStats:
 
 
 @dataclasses.dataclass(frozen=True)
+class _EncodableItem:
+    """An item whose pictures have been decoded.
+
+    Attributes:
+      row: tokens and patches. thumbnail, size: of the first picture; (width, height) in pixels.
+    """
+
+    item: IndexItem
+    row: ContextRow
+    thumbnail: bytes
+    size: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class _PreparedItem:
-    """An item whose pictures have been decoded, or the reason why it cannot be used.
+    """An item that is ready to be encoded, or is unchanged, or cannot be used.
 
     Attributes:
       index: its index in the source. id: "" if unknown.
-      row: tokens and patches; None if the library has the item unchanged.
-      size: (width, height) of the first picture in pixels.
+      fresh: what to encode; None if the library has the item unchanged.
       error: the reason why it cannot be used, or "".
     """
 
     index: int
     id: str = ""
-    item: IndexItem | None = None
-    row: ContextRow | None = None
-    thumbnail: bytes = b""
-    size: tuple[int, int] = (0, 0)
+    fresh: _EncodableItem | None = None
     error: str = ""
 
 
@@ -101,11 +111,11 @@ def index(
                 twice = f"its id {one.id!r} was given before" if one.id in seen_ids else ""
                 if one.error or twice:
                     done.skipped.append((source.where(one.index), one.error or twice))
-                elif one.row is None:
+                elif one.fresh is None:
                     done.unchanged += 1
                 else:
                     _check_source(one.id, known, source.name)
-                    fresh.append(one)
+                    fresh.append(one.fresh)
                 if one.id:
                     seen_ids.add(one.id)
             if fresh:
@@ -186,9 +196,10 @@ def _chunks(
             item = source.item(number)
             name = item.id
             if known.get(name, ("", ""))[0] == item.content:
-                return _PreparedItem(number, name, item)
+                return _PreparedItem(number, name)
             small, pixels = thumbnail(item.item.images[0]) if item.item.images else (b"", (0, 0))
-            return _PreparedItem(number, name, item, model.runner.prepare(item.item), small, pixels)
+            row = model.runner.prepare(item.item)
+            return _PreparedItem(number, name, _EncodableItem(item, row, small, pixels))
         except IndexItemError as error:
             return _PreparedItem(number, error.id, error=str(error))
         except CremError as error:
@@ -198,12 +209,13 @@ def _chunks(
     return read_ahead(threads, prepare, spans)
 
 
-def _store(model: Model, library: Library, source: str, ready: Sequence[_PreparedItem]) -> None:
+def _store(model: Model, library: Library, source: str, ready: Sequence[_EncodableItem]) -> None:
     from crem_jax.library.memory_codec import encode_memory
 
     info = library.info
     memory = model.compress([one.row for one in ready])
-    vectors = np.stack([pool(memory.chorus, k) for k in info.prefixes], axis=1)
+    chorus = np.asarray(memory.chorus)
+    vectors = np.stack([pool(chorus, k) for k in info.prefixes], axis=1)
     entries = [
         Entry(
             id=one.item.id,

@@ -120,8 +120,11 @@ class BatchPacker:
     def _add(self, samples: Sequence[Sample]) -> list[CremError | bool | None]:
         queries, positives = self._requests(samples)
         requests = self._choose(samples, queries, positives)
-        for request in requests:
-            self._finish(request)
+        for wanted, bucket in requests:
+            try:
+                wanted.done = self._encode(wanted.draft, bucket)
+            except CremError as error:
+                wanted.error = error
         results: list[CremError | bool | None] = []
         for query, positive in zip(queries, positives, strict=True):
             errors = [
@@ -133,8 +136,10 @@ class BatchPacker:
         placed = [result is True for result in results]
         for part in (queries, positives):
             for request, good in zip(part, placed, strict=True):
-                if good and request is not None and request.done is not None and request.row < 0:
-                    self._write(request)
+                if not good or request is None or request.row >= 0:
+                    continue
+                if request.bucket and request.done is not None:
+                    self._write(request, request.bucket, request.done)
         for sample, query, positive, good in zip(samples, queries, positives, placed, strict=True):
             if good:
                 self._refer(sample, query, positive)
@@ -169,22 +174,29 @@ class BatchPacker:
         self, samples: Sequence[Sample]
     ) -> tuple[list[RowRequest], list[RowRequest | None]]:
         """Requests for rows of queries and first positives; equal items share one."""
-        known = {
-            key: RowRequest(key, None, bucket="", row=row) for key, row in self.usage.rows.items()
-        }
-        queries, positives = [], []
+
+        def request(key: int, draft: Draft) -> RowRequest:
+            row = self.usage.rows.get(key, -1)
+            return RowRequest(key, draft, bucket=None if row < 0 else "", row=row)
+
+        known: dict[int, RowRequest] = {}
+        queries: list[RowRequest] = []
+        positives: list[RowRequest | None] = []
         for sample in samples:
             key = sample.keys[0]
-            if sample.conversation is not None or key not in known:
+            if sample.conversation is not None:
                 known[key] = RowRequest(key, sample.query, sample.conversation)
+            elif key not in known:
+                known[key] = request(key, sample.query)
             queries.append(known[key])
         for sample in samples:
-            request = None
-            if sample.positive is not None:
-                request = known.setdefault(
-                    sample.keys[1], RowRequest(sample.keys[1], sample.positive)
-                )
-            positives.append(request)
+            if sample.positive is None:
+                positives.append(None)
+                continue
+            key = sample.keys[1]
+            if key not in known:
+                known[key] = request(key, sample.positive)
+            positives.append(known[key])
         return queries, positives
 
     def _choose(
@@ -192,8 +204,8 @@ class BatchPacker:
         samples: Sequence[Sample],
         queries: list[RowRequest],
         positives: list[RowRequest | None],
-    ) -> list[RowRequest]:
-        """Chooses buckets for all requests; returns those to be finished, in order.
+    ) -> list[tuple[RowRequest, str]]:
+        """Chooses buckets for all requests; returns those to be finished and theirs, in order.
 
         A sample gives its rows back if its query finds no row, or if its positive finds none and it
         has no conversation. With a conversation, only the positive is dropped.
@@ -205,15 +217,15 @@ class BatchPacker:
                 for request in part
                 if request is not None and request.bucket is None
             }
-            for request in sorted(wanted.values(), key=_size, reverse=True):
-                request.bucket = self.batcher.choose(request.draft, request.conversation, free)
-                if request.bucket is not None:
-                    free[request.bucket] -= 1
+            for one in sorted(wanted.values(), key=_size, reverse=True):
+                one.bucket = self.batcher.choose(one.draft, one.conversation, free)
+                if one.bucket is not None:
+                    free[one.bucket] -= 1
         room = len(self.batch.candidate_row) - len(self.usage.candidates)
-        new = dict.fromkeys(
+        placed = dict.fromkeys(
             request.key for request in positives if request and request.bucket is not None
         )
-        new = [key for key in new if key not in self.usage.candidates]
+        new = [key for key in placed if key not in self.usage.candidates]
         beyond = set(new[room:])
         for i, (sample, request) in enumerate(zip(samples, positives, strict=True)):
             if request is not None and (request.bucket is None or request.key in beyond):
@@ -223,15 +235,16 @@ class BatchPacker:
         needed = [
             request for part in (queries, positives) for request in part if request is not None
         ]
-        done = {id(request): request for request in needed if request.bucket and request.row < 0}
+        done = {
+            id(request): (request, request.bucket)
+            for request in needed
+            if request.bucket and request.row < 0
+        }
         return list(done.values())
 
-    def _finish(self, request: RowRequest) -> None:
-        visual = self.batcher.room(request.draft, request.bucket) if request.draft.grids else None
-        try:
-            request.done = self.batcher.prompter.finish(request.draft, visual)
-        except CremError as error:
-            request.error = error
+    def _encode(self, draft: Draft, bucket: str) -> ContextRow:
+        visual = self.batcher.room(draft, bucket) if draft.grids else None
+        return self.batcher.prompter.finish(draft, visual)
 
     def _negative(self, key: int, item: Item, spare: int) -> int | None:
         """Places a hard negative; returns its global row number, or None if there is no room."""
@@ -239,30 +252,26 @@ class BatchPacker:
             return None
         if key in self.usage.rows:
             return self.usage.rows[key]
-        request = RowRequest(key, self.batcher.prompter.draft(item))
+        draft = self.batcher.prompter.draft(item)
         free = {name: count - spare for name, count in self.free.items()}
-        request.bucket = self.batcher.choose(request.draft, None, free, required=False)
-        if request.bucket is None:
+        bucket = self.batcher.choose(draft, None, free, required=False)
+        if bucket is None:
             return None
-        self._finish(request)
-        if request.error:
-            raise request.error
-        self._write(request)
+        request = RowRequest(key, draft)
+        self._write(request, bucket, self._encode(draft, bucket))
         return request.row
 
-    def _write(self, request: RowRequest) -> None:
-        name, i = request.bucket, self.usage.used[request.bucket]
-        write_context(self.batch.contexts[name], i, request.done, self.batcher.prompter.config)
-        if request.conversation is not None:
-            write_target(self.batch.targets[name], i, request.conversation)
+    def _write(self, request: RowRequest, name: str, done: ContextRow) -> None:
+        i = self.usage.used[name]
+        write_context(self.batch.contexts[name], i, done, self.batcher.prompter.config)
+        if request.talk is not None:
+            write_target(self.batch.targets[name], i, request.talk)
         self.usage.used[name] += 1
         request.row = self.usage.rows[request.key] = self.batcher.offset[name] + i
         merged = self.batcher.prompter.config.vision.merge_size**2
-        self.usage.counts["slots"] += (
-            len(request.done.tokens) + self.batcher.prompter.config.num_chorus
-        )
-        self.usage.counts["patches"] += len(request.done.picture)
-        self.usage.counts["visual"] += len(request.done.picture) // merged
+        self.usage.counts["slots"] += len(done.tokens) + self.batcher.prompter.config.num_chorus
+        self.usage.counts["patches"] += len(done.picture)
+        self.usage.counts["visual"] += len(done.picture) // merged
         self.usage.counts["native"] += request.draft.visual
 
     def _refer(self, sample: Sample, query: RowRequest, positive: RowRequest | None) -> None:
