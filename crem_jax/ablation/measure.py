@@ -18,6 +18,7 @@ from crem_jax.ablation.study import Row, Study
 from crem_jax.data.emoji.questions import SEE
 from crem_jax.data.emoji.scenes import Scenes
 from crem_jax.data.emoji.sign import SAY
+from crem_jax.data.records import Picture
 from crem_jax.evaluate import emoji
 from crem_jax.evaluate.tokens import token_accuracy
 from crem_jax.inference.batches import context_batches
@@ -123,13 +124,13 @@ class ModelScores:
 
 
 @functools.cache
-def signs(count: int) -> tuple[list[np.ndarray], list[str]]:
+def signs(count: int) -> tuple[list[Picture], list[str]]:
     """Pictures of `count` held-out scenes with a sign, and what their signs say."""
     source = Scenes("heldout", text=1.0)
-    signed = (i for i in range(_SIGNS_IN) if source.scene(i).sign)
+    signed = ((i, sign) for i in range(_SIGNS_IN) if (sign := source.scene(i).sign))
     chosen = list(itertools.islice(signed, count))
-    pictures = [source.record(i).query.images[0] for i in chosen]
-    return pictures, [source.scene(i).sign.text for i in chosen]
+    pictures = [source.record(i).query.images[0] for i, _ in chosen]
+    return pictures, [sign.text for _, sign in chosen]
 
 
 def cache_share(model: Model, k: int | None = None, sinks: int = 0) -> float:

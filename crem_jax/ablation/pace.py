@@ -86,7 +86,7 @@ class Pace:
 def step_flops(config: ConfigDict) -> float:
     """Of one training step of a config; what only a loss without weight needs is not computed."""
     checked = TrainConfig.of(config)
-    objective, buckets = make_objective(checked), checked.data.buckets.values()
+    objective, buckets = make_objective(checked), list(checked.data.buckets.values())
     if not objective.loss.generation:
         buckets = [dataclasses.replace(b, target_slots=0, answers=0) for b in buckets]
     if not objective.loss.retrieval:

@@ -85,7 +85,7 @@ def _chorus() -> Study:
         *(_first(k, of=counts[-1]) for k in counts),
     )
     title = f"One elastic model of {counts[-1]} chorus tokens, and models trained with K"
-    assumes = {"loss.elastic": 0.5, "loss.elastic_k": "halves"}
+    assumes: dict[str, float | str] = {"loss.elastic": 0.5, "loss.elastic_k": "halves"}
     return Study("chorus", title, rows, judged="series", assumes=assumes)
 
 
@@ -102,7 +102,7 @@ def _elastic() -> Study:
     settings = {"never": Setting("arm=crem", ("loss.elastic=0.0",))}
     for share, word in (("", "half"), ("loss.elastic=1.0", "always")):
         for how in ("uniform", "halves", "short"):
-            changes = (share, how != "halves" and f"loss.elastic_k={how}")
+            changes = (share, f"loss.elastic_k={how}" if how != "halves" else "")
             settings[f"{word}, {how}"] = Setting("arm=crem", tuple(filter(None, changes)))
     rows = [
         Row(f"{name}, k = {k}", setting, k=k, x=str(k), series=name)
@@ -110,7 +110,7 @@ def _elastic() -> Study:
         for k in (1, 2, 4, 8)
     ]
     title = "How often and how the chorus is truncated in training"
-    assumes = {"loss.elastic": 0.5, "loss.elastic_k": "halves"}
+    assumes: dict[str, float | str] = {"loss.elastic": 0.5, "loss.elastic_k": "halves"}
     return Study("elastic", title, tuple(rows), judged="series", assumes=assumes)
 
 

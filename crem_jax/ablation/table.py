@@ -100,16 +100,16 @@ def verdict(study: Study, collected: Mapping[str, Any]) -> list[str]:
 
 
 def _best(what: str, known: Mapping[str, Cell | None]) -> list[str]:
-    known = {name: cell for name, cell in known.items() if cell is not None}
-    if len(known) < 2:
+    cells = {name: cell for name, cell in known.items() if cell is not None}
+    if len(cells) < 2:
         return []
-    best = max(known, key=lambda name: known[name][0])
-    near = [name for name in known if name != best and within(known[best], known[name])]
-    if known[best][1] is None:
+    best = max(cells, key=lambda name: cells[name][0])
+    near = [name for name in cells if name != best and within(cells[best], cells[name])]
+    if cells[best][1] is None:
         end = "one seed, so its spread is not known"
     else:
         end = f"within spread: {', '.join(near) or 'none'}"
-    return [f"- {what}: best is {best} ({shown(known[best])}); {end}"]
+    return [f"- {what}: best is {best} ({shown(cells[best])}); {end}"]
 
 
 def _shared_places(series: Iterable[Sequence[Mapping]]) -> list[str]:
@@ -150,7 +150,8 @@ def order(collected: Mapping[str, Any]) -> list[str]:
         if ours not in HEADLINES:
             continue
         rows = [r for r in collected["rows"] if theirs in r["published"] and r["scores"]]
-        same, apart = [], []
+        same: list[str] = []
+        apart: list[str] = []
         for a, b in itertools.combinations(rows, 2):
             published = a["published"][theirs] - b["published"][theirs]
             if not published:

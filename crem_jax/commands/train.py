@@ -143,7 +143,7 @@ def _train(args: argparse.Namespace) -> None:
         return
     timing = read_timing(place.local)
     if args.json:
-        scores = {}
+        scores: dict[str, float] = {}
         for row in read_metrics(place.local / "metrics.jsonl"):
             scores |= {k: v for k, v in row.items() if k.startswith("eval/")}
         files = [str(path) for path in written]

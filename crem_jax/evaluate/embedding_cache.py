@@ -19,7 +19,7 @@ from crem_jax.errors import CremError
 from crem_jax.files import DIGEST, atomic_write, file_digest
 
 if TYPE_CHECKING:
-    from crem_jax.data.records import Item
+    from crem_jax.data.records import Item, Picture
 
 _SUFFIX = ".arrow"
 _FORMAT = 1  # to be raised whenever prompts or pictures are encoded differently
@@ -126,15 +126,25 @@ class ContentKeys:
         Raises:
           OSError: a file cannot be read.
         """
-        paths = [path for item in items for path in item.images if path not in self._files]
-        paths = list(dict.fromkeys(paths))
+        named = dict.fromkeys(_path(picture) for item in items for picture in item.images)
+        paths = [path for path in named if path not in self._files]
         self._files |= zip(paths, each(file_digest, paths), strict=True)
         return [self._key(item) for item in items]
 
     def _key(self, item: Item) -> bytes:
         text = item.text.encode()
-        parts = (len(text).to_bytes(8, "little"), text, *(self._files[p] for p in item.images))
+        parts = (
+            len(text).to_bytes(8, "little"),
+            text,
+            *(self._files[_path(p)] for p in item.images),
+        )
         return hashlib.blake2b(b"".join(parts), digest_size=DIGEST).digest()
+
+
+def _path(picture: Picture) -> str:
+    if not isinstance(picture, str | os.PathLike):
+        raise TypeError(f"a picture is {type(picture).__name__}; content keys are made of paths")
+    return os.fspath(picture)
 
 
 def _write(path: Path, keys: Sequence[bytes], vectors: np.ndarray) -> None:

@@ -35,12 +35,13 @@ class Question:
     answer: str
 
 
-def evaluate(model: Model) -> dict[str, float]:
+def evaluate(model: Model) -> dict[str, float | dict[int, float]]:
     """All metrics of the emoji world, by the keys of `summary.json`."""
-    scores: dict[str, float] = {}
+    scores: dict[str, float | dict[int, float]] = {}
     if model.config.num_chorus:
-        scores |= names(model, "heldout") | scenes(model)
-    return scores | visual_questions(model) | describe(model)
+        scores |= names(model, "heldout")
+        scores |= scenes(model)
+    return {**scores, **visual_questions(model), **describe(model)}
 
 
 def quick(model: Model) -> dict[str, float]:
@@ -48,7 +49,7 @@ def quick(model: Model) -> dict[str, float]:
     if not model.config.num_chorus:
         return describe(model, 128)
     scores = names(model, "validation")
-    return {key: value for key, value in scores.items() if key != "elastic"}
+    return {key: score for key, score in scores.items() if not isinstance(score, dict)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,12 +88,12 @@ class NameStates:
         }
 
 
-def names(model: Model, split: str) -> dict[str, float]:
+def names(model: Model, split: str) -> dict[str, float | dict[int, float]]:
     """Retrieval of a split's pictures: their names among all names, and back in the split."""
     states = NameStates.of(model, split)
     prefixes = [k for k in ELASTIC if k <= model.config.num_chorus]
     scores = {f"{split}_{name}": score for name, score in states.scores().items()}
-    return scores | {"elastic": {k: states.scores(k)["name_p5"] for k in prefixes}}
+    return {**scores, "elastic": {k: states.scores(k)["name_p5"] for k in prefixes}}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,7 +140,7 @@ def visual_questions(model: Model, count: int = SCENES) -> dict[str, float]:
     out = {"scene_vqa_native": exact_answers(model, count)}
     if model.config.num_chorus:
         out["scene_vqa_compressed"] = exact_answers(model, count, compressed=True)
-    by_kind = defaultdict(Counter)
+    by_kind: defaultdict[str, Counter[str]] = defaultdict(Counter)
     asked = scene_questions(count)
     for q in asked:
         by_kind[q.kind][q.answer] += 1

@@ -95,7 +95,7 @@ def shapes_of(
     if bad:
         more = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
         raise CremError(f"{bad[0]}{more}")
-    return found
+    return [one for one in found if not isinstance(one, str)]
 
 
 def prepared(

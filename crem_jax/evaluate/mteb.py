@@ -152,9 +152,9 @@ def _fingerprint(leaves: list[jax.Array]) -> str:
 
 def _pairs(batch: Mapping[str, list]) -> Iterator[tuple[str, tuple[Picture, ...]]]:
     texts, images = batch.get("text"), batch.get("image")
-    if texts is None and images is None:
+    given = images if texts is None else texts
+    if given is None:
         raise CremError(f"a batch has neither 'text' nor 'image', only {', '.join(batch)}")
-    count = len(images if texts is None else texts)
-    for i in range(count):
+    for i in range(len(given)):
         picture = None if images is None else images[i]
         yield (texts[i] if texts is not None else ""), () if picture is None else (picture,)

@@ -39,8 +39,8 @@ def token_accuracy(
     for chosen, context in context_batches(contexts, model.config):
         members = [rows[i] for i in chosen]
         width = step_up(max(len(row.tokens) for row in members))
-        members += [None] * (len(context.tokens) - len(members))
-        target = pad_targets(members, model.config, width, width)
+        padding = [None] * (len(context.tokens) - len(members))
+        target = pad_targets([*members, *padding], model.config, width, width)
         num_visible_chorus = (k or model.config.num_chorus) if compressed else None
         hits = _hits(model.config, model.params, context, target, num_visible_chorus, sinks)
         right, total = right + int(hits), total + int(np.sum(target.answer >= 0))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
 
 from crem_jax.config import ConfigError, ModelConfig
 from crem_jax.configs.schema.data import BatchSpec, BucketSpec
@@ -37,8 +36,15 @@ def check_fits(model: ModelConfig) -> None:
 def abstract_batch(spec: BatchSpec, model: ModelConfig, sharding: NamedSharding | None) -> Batch:
     """The shapes of a batch that `data.batches.packing.BatchPacker` fills for a spec."""
 
-    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, jax.eval_shape(lambda: _zeros(spec, model)))
+
+
+def _zeros(spec: BatchSpec, model: ModelConfig) -> Batch:
+    def array(*shape: int, dtype: DTypeLike = jnp.int32) -> jax.Array:
+        return jnp.zeros(shape, dtype)
 
     contexts, targets = {}, {}
     for name, bucket in sorted(spec.buckets.items()):

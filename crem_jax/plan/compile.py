@@ -97,26 +97,29 @@ def plan(
     with jax.set_mesh(grid):
         seed = jax.ShapeDtypeStruct((), "uint32")
         lowered = layout.jit_step(objective, shardings, grid).lower(state, batch, seed)
+        compiled, needs = None, 0.0
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            compiled, needs = None, out_of_memory(error)
+            needs = out_of_memory(error)
     flops = model_flops(objective.model, spec.buckets)
-    known = dict(
+    planned = Plan(
         mesh=shape,
         sequences=_rows(spec, pod),
         model_flops=flops.training(objective.rates) / pod.chips,
         compile_seconds=time.perf_counter() - clock,
         compile_cpu_seconds=time.process_time() - cpu,
         host_peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        needs=needs * pod.per_chip,
     )
     if compiled is None:
-        return Plan(**known, needs=needs * pod.per_chip)
+        return planned
     memory = compiled.memory_analysis()
+    assert memory is not None, "XLA for TPUs reports what a program needs"
     per_chip = pod.per_chip / GIB
     found = _collectives(compiled)
-    return Plan(
-        **known,
+    return dataclasses.replace(
+        planned,
         peak=memory.peak_memory_in_bytes * per_chip,
         needs=memory.peak_memory_in_bytes * per_chip,
         arguments=memory.argument_size_in_bytes * per_chip,
@@ -157,7 +160,7 @@ def _collectives(compiled: jax.stages.Compiled) -> tuple[Collective, ...] | None
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:
         return None
-    return tuple(collectives(text))
+    return None if text is None else tuple(collectives(text))
 
 
 def _rows(spec: BatchSpec, pod: Pod) -> float:

@@ -84,7 +84,8 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 def _trips(line: str, lines: dict[str, list[str]]) -> int:
     """How often a loop runs: its condition compares the index with the only constant there."""
     condition = _CONDITION.search(line)
-    limits = [int(n) for each in lines.get(condition[1], ()) for n in _LIMIT.findall(each)]
+    tested = lines.get(condition[1], ()) if condition else ()
+    limits = [int(n) for each in tested for n in _LIMIT.findall(each)]
     return limits[0] if len(limits) == 1 else 1
 
 

@@ -21,13 +21,14 @@ def heading(config: str, pod: Pod) -> str:
 def line(plan: Plan, pod: Pod) -> str:
     """One row of a sweep."""
     what = f"mesh {_mesh(plan)}, {plan.sequences:g} sequences a chip: "
-    if not plan.fits:
+    guess = plan.estimate
+    if guess is None:
         return (
             what + f"does not fit, needs at least {plan.needs:.1f} of {pod.chip.hbm / GIB:.0f} GiB"
         )
     return what + (
         f"fits, {plan.peak:.1f} of {pod.chip.hbm / GIB:.0f} GiB, "
-        f"at most {100 * plan.estimate.utilisation:.0f} % utilisation (estimate)"
+        f"at most {100 * guess.utilisation:.0f} % utilisation (estimate)"
     )
 
 
@@ -35,9 +36,9 @@ def text(plan: Plan, pod: Pod) -> str:
     """The whole plan for people."""
     chip, total = pod.chip, pod.chip.hbm / GIB
     head = f"mesh {_mesh(plan)} (data, fsdp, tensor), {plan.sequences:g} sequences a chip"
-    if not plan.fits:
-        return f"{head}\ndoes not fit: needs at least {plan.needs:.2f} of {total:.0f} GiB a chip"
     guess = plan.estimate
+    if guess is None:
+        return f"{head}\ndoes not fit: needs at least {plan.needs:.2f} of {total:.0f} GiB a chip"
     lines = [
         head,
         f"memory    {plan.peak:.2f} of {total:.0f} GiB at the peak of a step "
@@ -112,7 +113,7 @@ def figures(plan: Plan, pod: Pod) -> dict[str, Any]:
         "estimated_step_seconds": guess and guess.seconds,
         "estimated_utilisation": guess and guess.utilisation,
         "estimated_utilisation_nothing_hidden": None
-        if found is None
+        if guess is None or found is None
         else guess.utilisation_exposed,
         "compile_seconds": plan.compile_seconds,
         "compile_cpu_seconds": plan.compile_cpu_seconds,

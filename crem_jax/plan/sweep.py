@@ -33,7 +33,8 @@ def sweep(
     Raises:
       ConfigError: nothing is left.
     """
-    planned, refused = False, None
+    planned = False
+    refused: ConfigError | None = None
     for shape in meshes(len(pod.devices)):
         batch, misses = first, 0
         while misses < 3:
@@ -47,5 +48,5 @@ def sweep(
                 if not found.fits:
                     break
             batch *= 2
-    if not planned:
+    if refused is not None and not planned:
         raise refused

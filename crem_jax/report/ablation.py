@@ -74,17 +74,29 @@ def _draw_panel(axes: Axes, column: str, known: Sequence[Scored], places: Sequen
             axes.errorbar(x, means, spread, color=INK, fmt="none", capsize=3)
             continue
         x = x + 0.06 * (number - (len(series) - 1) / 2)  # so that error bars do not hide each other
-        style = {"marker": "o", "markersize": 4, "capsize": 2, "label": name or None}
-        axes.errorbar(x, means, spread, color=COLOURS[number % len(COLOURS)], **style)
+        axes.errorbar(
+            x,
+            means,
+            spread,
+            color=COLOURS[number % len(COLOURS)],
+            marker="o",
+            markersize=4,
+            capsize=2,
+            label=name or None,
+        )
 
 
 def _draw_published(axes: Axes, column: str, study: Study, places: Sequence[str]) -> None:
     published = _PUBLISHED_NAMES.get(column)
+    if published is None:
+        return
     points = [
         (places.index(row.x or row.label), row.published[published] / 100)
         for row in study.rows
         if published in row.published
     ]
     if points:
-        style = {"marker": "D", "facecolors": "none", "edgecolors": FAINT}
-        axes.scatter(*zip(*points, strict=True), 30, label="published (2B)", **style)
+        x, y = zip(*points, strict=True)
+        axes.scatter(
+            x, y, 30, label="published (2B)", marker="D", facecolors="none", edgecolors=FAINT
+        )

@@ -30,10 +30,11 @@ def overlay(picture: Picture, share: np.ndarray) -> Image.Image:
 
     image = thumbnail(picture)
     scale = _SIDE / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    size = (width, height)
     image = image.resize(size, Image.Resampling.BICUBIC)
-    heat = Image.fromarray(share.astype(np.float32) / max(float(share.max()), 1e-12))
-    heat = np.clip(np.asarray(heat.resize(size, Image.Resampling.BICUBIC)), 0, 1)[..., None]
+    shares = Image.fromarray(share.astype(np.float32) / max(float(share.max()), 1e-12))
+    heat = np.clip(np.asarray(shares.resize(size, Image.Resampling.BICUBIC)), 0, 1)[..., None]
     pale = 0.6 * np.asarray(image.convert("L").convert("RGB"), np.float32) + 0.4 * 255
     colour = 255 * np.asarray(colormaps["inferno"](heat[..., 0]), np.float32)[..., :3]
     mixed = pale + 0.9 * heat * (colour - pale)
@@ -66,8 +67,8 @@ def contact_sheet(
     for heading, cells in lines:
         if heading:
             top -= _HEADING
-            place = {"x": _GAP / width, "y": (top + _GAP) / height, "va": "bottom"}
-            figure.text(s=heading, fontsize=9, color=INK, parse_math=False, **place)
+            x, y = _GAP / width, (top + _GAP) / height
+            figure.text(x, y, heading, fontsize=9, color=INK, parse_math=False, va="bottom")
         top -= tall
         for column, (label, shown) in enumerate(cells):
             left = _GAP + column * (_WIDE + _GAP)

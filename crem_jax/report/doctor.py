@@ -63,7 +63,7 @@ def _histogram(axes: Axes, values: np.ndarray, title: str, log: bool = False) ->
         bins = np.geomspace(low, high, 40)
     else:
         bins = np.linspace(low, max(high, low + 1), 40)
-    axes.hist(values, bins=bins, color=_FILL)
+    axes.hist(values, bins=bins.tolist(), color=_FILL)
     for share, style in ((50, "-"), (99, ":")):
         axes.axvline(np.percentile(values, share), color=_INK, linewidth=1, linestyle=style)
     median, most = np.percentile(values, [50, 99])

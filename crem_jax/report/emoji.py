@@ -54,7 +54,7 @@ def _named(source: EmojiPictures, index: int) -> _Named:
 
 def _scene(index: int) -> _Named:
     record = Scenes("heldout").record(index)
-    return record.query.images[0], (record.positives[0].text,)
+    return np.asarray(record.query.images[0]), (record.positives[0].text,)
 
 
 def _save_pictures(pictures: Sequence[_Named], folder: Path) -> None:
@@ -75,8 +75,8 @@ def _answers(model: Model, shown: Sequence[_Named], questions: list[str], path: 
     if model.config.num_chorus:
         compressed = model.generate(items, compressed=True)
     rows = [
-        (pixels, next((name for name in names if name in answers), names[0]), *answers)
-        for (pixels, names), *answers in zip(shown, native, compressed, strict=True)
+        (pixels, next((name for name in names if name in both), names[0]), *both)
+        for (pixels, names), both in zip(shown, zip(native, compressed, strict=True), strict=True)
     ]
     answers_sheet(rows, path)
 

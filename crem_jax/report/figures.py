@@ -205,8 +205,18 @@ def _draw_cell(
     axes.set_yticks([])
     if isinstance(content, str):
         text = _wrapped(content, 17, 6)
-        style = {"fontsize": 9, "color": INK, "weight": weight, "parse_math": False}
-        axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, **style)
+        axes.text(
+            0.5,
+            0.5,
+            text,
+            ha="center",
+            va="center",
+            transform=axes.transAxes,
+            fontsize=9,
+            color=INK,
+            weight=weight,
+            parse_math=False,
+        )
         axes.set_box_aspect(1)
     else:
         image = thumbnail(content)
@@ -217,15 +227,15 @@ def _draw_cell(
         axes.set_ylim((image.height + side) / 2 - 0.5, (image.height - side) / 2 - 0.5)
     colour = {None: "#d8d8d8", True: _RIGHT, False: _WRONG}[right]
     axes.spines[:].set(color=colour, linewidth=0.8 if right is None else 2.2)
-    style = {"fontsize": 8, "parse_math": False, "color": INK if right is None else colour}
-    axes.set_xlabel(_wrapped(label, 24, 2), **style)
+    ink = INK if right is None else colour
+    axes.set_xlabel(_wrapped(label, 24, 2), fontsize=8, parse_math=False, color=ink)
 
 
 def _draw_answer(axes: Axes, top: float, name: str, text: str, colour: str, mark: str) -> None:
-    style = {"transform": axes.transAxes, "va": "top", "parse_math": False}
-    axes.text(0, top, name, fontsize=7, color=FAINT, **style)
     shown = _wrapped(text.strip() or "(nothing)", 48, 2) + mark
-    axes.text(0, top - 0.1, shown, fontsize=9, color=colour, **style)
+    at = axes.transAxes
+    for y, line, size, ink in ((top, name, 7, FAINT), (top - 0.1, shown, 9, colour)):
+        axes.text(0, y, line, fontsize=size, color=ink, transform=at, va="top", parse_math=False)
 
 
 def _same(answer: str, truth: str) -> bool:

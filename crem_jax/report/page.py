@@ -104,7 +104,7 @@ def _last(metrics: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _values(values: Mapping[str, Any], ahead: str = "") -> Table:
-    rows: list[tuple[str, str]] = []
+    rows: list[Sequence[str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
             rows += _values(value, f"{ahead}{key} / ").rows

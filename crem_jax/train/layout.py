@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -117,9 +117,11 @@ def state_shardings(state: TrainState, boxed_params: Any, mesh: Mesh) -> TrainSt
     return TrainState(cast(Any, whole), by_param, opt_state)
 
 
-def jit_step(
-    parts: Objective, shardings: TrainState, mesh: Mesh
-) -> Callable[[TrainState, Batch, np.uint32], tuple[TrainState, Metrics]]:
+Step: TypeAlias = Callable[[TrainState, Batch, np.uint32], tuple[TrainState, Metrics]]
+"""`train_step` of (state, batch, seed), jitted or compiled."""
+
+
+def jit_step(parts: Objective, shardings: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
     """`train_step` of (state, batch, seed) that lie on the mesh; the old state is given up.
 
     Call it under `jax.set_mesh(mesh)`.

@@ -94,7 +94,7 @@ def train(
     samples = parts.stream.spec.samples
 
     # --------------------------------------------------------- Update step
-    update = layout.jit_step(parts, shardings, mesh)
+    update: layout.Step = layout.jit_step(parts, shardings, mesh)
     seed = np.uint32(config.seed % 2**32)
 
     # ------------------------------------------------------------- Records

@@ -264,8 +264,8 @@ class BatchPacker:
     def _write(self, request: RowRequest, name: str, done: ContextRow) -> None:
         i = self.usage.used[name]
         write_context(self.batch.contexts[name], i, done, self.batcher.prompter.config)
-        if request.talk is not None:
-            write_target(self.batch.targets[name], i, request.talk)
+        if request.conversation is not None:
+            write_target(self.batch.targets[name], i, request.conversation)
         self.usage.used[name] += 1
         request.row = self.usage.rows[request.key] = self.batcher.offset[name] + i
         merged = self.batcher.prompter.config.vision.merge_size**2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from crem_jax.data.emoji.scene import CELLS, HANDS, NAMES, Scene, SceneObject, t
 from crem_jax.data.emoji.sign import SAY, Sign, texts
 from crem_jax.errors import CremError
 
+_T = TypeVar("_T")
 NUMBERS = ("zero", "one", "two", "three", "four")
 SEE = "What do you see?"
 MAX_EDITS = 31
@@ -46,11 +49,11 @@ def caption_edits(scene: Scene, n: int, rng: np.random.Generator) -> list[str]:
     """
     if not 0 <= n <= MAX_EDITS:
         raise CremError(f"{n} caption edits asked for; expected 0 to {MAX_EDITS}")
-    kinds = [_replaced, _moved]
+    kinds: list[Callable[[Scene, np.random.Generator], Scene]] = [_replaced, _moved]
     if any(thing.tone for thing in scene.things):
         kinds.append(_retoned)
     if scene.sign:
-        kinds.append(_rewritten)
+        kinds.append(functools.partial(_rewritten, scene.sign))
     edits: dict[str, None] = {}
     true = caption(scene)
     while len(edits) < n:
@@ -65,7 +68,7 @@ def _with(scene: Scene, old: SceneObject, new: SceneObject) -> Scene:
     return dataclasses.replace(scene, things=things)
 
 
-def _pick(rng: np.random.Generator, options: tuple) -> object:
+def _pick(rng: np.random.Generator, options: tuple[_T, ...]) -> _T:
     return options[rng.integers(len(options))]
 
 
@@ -88,9 +91,9 @@ def _moved(scene: Scene, rng: np.random.Generator) -> Scene:
     return dataclasses.replace(scene, things=tuple(sorted([moved, *swapped, *others])))
 
 
-def _rewritten(scene: Scene, rng: np.random.Generator) -> Scene:
+def _rewritten(sign: Sign, scene: Scene, rng: np.random.Generator) -> Scene:
     said = _pick(rng, texts("train"))
-    return dataclasses.replace(scene, sign=dataclasses.replace(scene.sign, text=said))
+    return dataclasses.replace(scene, sign=dataclasses.replace(sign, text=said))
 
 
 def _retoned(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -158,7 +161,10 @@ def _what_is_beside(scene: Scene) -> Iterator[tuple[str, str]]:
     for other in scene.unique():
         for axis, (before, after) in enumerate(_SIDES):
             side = after if _axes(other)[axis] == 0 else before
-            there = [*scene.things, *([scene.sign] if scene.sign else [])]
+            there: list[SceneObject | Sign] = [
+                *scene.things,
+                *([scene.sign] if scene.sign else []),
+            ]
             beside = [t for t in there if _axes(t)[axis] != _axes(other)[axis]]
             if len(beside) == 1 and isinstance(beside[0], SceneObject):
                 yield f"what is {side} the {other.name}?", beside[0].name

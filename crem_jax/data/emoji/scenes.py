@@ -63,12 +63,14 @@ class Scenes:
         held-out split, the record is a function of (split, index) and its task is the caption.
         """
         fixed = rng is None or self.split == "heldout"
-        rng = self._generator(index) if fixed else rng
+        if rng is None or fixed:
+            rng = self._generator(index)
         scene = self._sample(rng)
         canvas = scene.draw(rng, self.size)
         task = "caption" if fixed else str(rng.choice(list(_TASK_SHARES), p=_task_shares()))
         asked = [(question, answer) for _, question, answer in questions(scene, rng)]
-        query, positive, negatives = Item(images=(canvas,)), Item(text=caption(scene)), ()
+        query, positive = Item(images=(canvas,)), Item(text=caption(scene))
+        negatives: tuple[Item, ...] = ()
         if task == "caption":
             edits = caption_edits(scene, self.negatives, rng)
             negatives = tuple(Item(text=edit) for edit in edits)

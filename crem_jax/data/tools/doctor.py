@@ -77,11 +77,12 @@ def examine(
       progress: called with the number of records inspected since the last call.
     """
     total = len(source)
-    findings: list[RecordFindings | None] = [None] * total
+    findings: dict[int, RecordFindings] = {}
     inspector = RecordInspector(source, limits, os.fspath(tokenizer_file))
     todo = [(first, min(first + _CHUNK, total)) for first in range(0, total, _CHUNK)]
     while todo:
-        rest, at = [], collections.Counter()
+        rest: list[tuple[int, int]] = []
+        at: collections.Counter[int] = collections.Counter()
         for (first, stop), message in spread(inspector, todo, workers, limits.seconds):
             index = first + at[first]
             at[first] += 1
@@ -92,7 +93,7 @@ def examine(
             findings[index] = message
             progress(1)
         todo = [(first, stop) for first, stop in rest if first < stop]
-    return _diagnose(source, findings, keep)
+    return _diagnose(source, [findings[index] for index in range(total)], keep)
 
 
 def visual_tokens(width: int, height: int) -> int:
@@ -113,7 +114,9 @@ def visual_tokens(width: int, height: int) -> int:
 def _diagnose(source: Any, findings: list[RecordFindings], keep: tuple[str, ...]) -> Diagnosis:
     good = np.ones(len(findings), bool)
     counts: collections.Counter[str] = collections.Counter()
-    quarantine, warnings, first_with = [], [], {}
+    quarantine: list[dict[str, Any]] = []
+    warnings: list[dict[str, Any]] = []
+    first_with: dict[int, int] = {}
     for index, record in enumerate(findings):
         faults = list(record.faults)
         if record.digest and not faults:

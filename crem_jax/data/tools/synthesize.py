@@ -70,8 +70,9 @@ def synthesize(
             answers = iter(teacher([request for each in requests for request in each]))
             failed = 0
             for record, each in zip(records, requests, strict=True):
-                got = [next(answers) for _ in each]
-                errors = [one for one in got if isinstance(one, Exception)]
+                answered = [next(answers) for _ in each]
+                errors = [one for one in answered if isinstance(one, Exception)]
+                got = [one for one in answered if not isinstance(one, Exception)]
                 if errors:
                     if any(isinstance(error, PictureError) for error in errors):
                         report.unreadable += 1

@@ -12,13 +12,16 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from crem_jax.data.images.decode import open_picture
 from crem_jax.data.images.patches import fit_size
 from crem_jax.data.records import Item, Picture
 from crem_jax.errors import CremError
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionContentPartParam, ChatCompletionUserMessageParam
 
 LARGEST_WAIT = 60.0
 """Seconds between two attempts at most, unless the endpoint asks for more."""
@@ -108,7 +111,7 @@ class EndpointTeacher:
         self._max_pixels, self._sleep, self._parallel = max_pixels, sleep, parallel
         # An account at OpenAI that the environment names is not sent to other endpoints.
         private = ["OpenAI-Organization", "OpenAI-Project", *([] if key else ["Authorization"])]
-        self._options = dict(
+        self._options: dict[str, Any] = dict(
             model=model,
             max_tokens=max_new_tokens,
             temperature=temperature,
@@ -143,14 +146,14 @@ class EndpointTeacher:
             return error
         raise AssertionError("unreachable")
 
-    def _message(self, request: Item) -> dict[str, Any]:
-        content: list[dict[str, Any]] = [
+    def _message(self, request: Item) -> ChatCompletionUserMessageParam:
+        pictures: list[ChatCompletionContentPartParam] = [
             {"type": "image_url", "image_url": {"url": data_url(image, self._max_pixels)}}
             for image in request.images
         ]
-        return {"role": "user", "content": [*content, {"type": "text", "text": request.text}]}
+        return {"role": "user", "content": [*pictures, {"type": "text", "text": request.text}]}
 
-    def _ask(self, message: dict[str, Any]) -> str:
+    def _ask(self, message: ChatCompletionUserMessageParam) -> str:
         import openai
 
         ask = self._client.chat.completions.with_raw_response.create

@@ -170,7 +170,7 @@ def _number(index: str) -> int:
     return int(index)
 
 
-def _figures_and_questions(units: Sequence[tuple[Question, bool]]) -> dict[str, float]:
+def _figures_and_questions(units: Sequence[tuple[Question, bool]]) -> dict[str, float | None]:
     """HallusionBench's accuracies by answer, by figure and by question, and their mean."""
     figures: dict[tuple, list[bool]] = defaultdict(list)
     asked: dict[tuple, list[bool]] = defaultdict(list)
@@ -184,7 +184,7 @@ def _figures_and_questions(units: Sequence[tuple[Question, bool]]) -> dict[str, 
         "fAcc": _mean(all(hits) for hits in figures.values()),
         "qAcc": _mean(all(hits) for hits in asked.values()),
     }
-    return {"overall": float(np.mean(list(found.values()))), **found}
+    return {"overall": _mean(one for one in found.values() if one is not None), **found}
 
 
 def _parts(question: Question) -> list[str]:
@@ -199,6 +199,6 @@ def _parts(question: Question) -> list[str]:
     return parts
 
 
-def _mean(hits: Iterable[bool]) -> float | None:
+def _mean(hits: Iterable[float]) -> float | None:
     values = list(hits)
     return float(np.mean(values)) if values else None

@@ -111,10 +111,11 @@ class _Reader:
         where, row = self._rows.where(number), self._rows[number]
         if not isinstance(row, Mapping):
             raise RecordError(f"{where} is {shown(row)}; expected an object")
-        for text, image in (COLUMNS[:2], COLUMNS[2:4]):
-            if row.get(text) is None and row.get(image) is None:
-                raise RecordError(f"{where} has neither {text!r} nor {image!r}")
-        query = self._item(*(row.get(c) for c in ("qry_inst", *COLUMNS[:2])), where)
+        for one, other in (COLUMNS[:2], COLUMNS[2:4]):
+            if row.get(one) is None and row.get(other) is None:
+                raise RecordError(f"{where} has neither {one!r} nor {other!r}")
+        instruction, text, image = (row.get(c) for c in ("qry_inst", *COLUMNS[:2]))
+        query = self._item(instruction, text, image, where)
         found = self._candidates(row, where)
         if query < 0 or found[0] < 0:
             self.left_out[f"the {'query' if query < 0 else 'target'} is empty"] += 1
@@ -141,7 +142,7 @@ class _Reader:
                 "many"
             )
         instruction = row.get("tgt_inst")
-        key = (instruction, texts, images)
+        key: tuple = (instruction, texts, images)
         if not _hashable(key):  # a list in the list, which `_item` refuses
             key = (where,)
         if key not in self._lists:

@@ -57,7 +57,8 @@ def rank(
     used = np.unique(np.concatenate(candidates))
     alike = np.zeros(len(vectors), np.int64)  # item -> column of scores, shared by equal vectors
     alike[used], columns = _equal(vectors[used])
-    out = Ranked(*(np.zeros(len(queries), np.int64) for _ in range(3)), [])
+    rank, ties, distinct = (np.zeros(len(queries), np.int64) for _ in range(3))
+    out = Ranked(rank, ties, distinct, [])
     for first in range(0, len(queries), _QUERIES):
         rows = range(first, min(first + _QUERIES, len(queries)))
         scores = _products(vectors[queries[rows]], vectors[used[columns]])

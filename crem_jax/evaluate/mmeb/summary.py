@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,15 +66,15 @@ def means(scores: Sequence[Score]) -> dict[str, float | None]:
     A mean over no data set is None.
     """
 
-    def mean(wanted: Callable[[Dataset], bool]) -> float | None:
-        chosen = [score.precision for score in scores if wanted(score.dataset)]
-        return float(np.mean(chosen)) if chosen else None
+    def mean(chosen: Iterable[Score]) -> float | None:
+        precisions = [score.precision for score in chosen]
+        return float(np.mean(precisions)) if precisions else None
 
     return {
-        "overall": mean(lambda d: True),
-        **{task: mean(lambda d, task=task: d.task == task) for task in TASKS},
-        "IND": mean(lambda d: d.in_distribution),
-        "OOD": mean(lambda d: not d.in_distribution),
+        "overall": mean(scores),
+        **{task: mean(s for s in scores if s.dataset.task == task) for task in TASKS},
+        "IND": mean(s for s in scores if s.dataset.in_distribution),
+        "OOD": mean(s for s in scores if not s.dataset.in_distribution),
     }
 
 
