@@ -167,7 +167,8 @@ def matching(table: Any, query: Any, where: str, seconds: float) -> pa.Table:
       LibraryError: the condition cannot be used, or takes more than so many seconds. StoreError:
         the table cannot be used.
     """
-    late, found = time.monotonic() + seconds, []
+    late = time.monotonic() + seconds
+    found: list[pa.RecordBatch] = []
     query, limit = query.where(where), timedelta(seconds=max(seconds, 0.001))
     try:
         with lance_errors(table.uri):
