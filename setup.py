@@ -63,6 +63,9 @@ EXTRAS = {
     "dev": [
         "setuptools>=77",
         "pytest>=8.4",
+        "pytest-xdist>=3.8",
+        # jax locks its cache of compiled code with it.
+        "filelock>=3.16",
         "hypothesis>=6.130",
         "ruff>=0.17,<0.18",
         "mypy>=2.4,<2.5",

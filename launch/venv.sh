@@ -1,6 +1,7 @@
 # shellcheck shell=bash disable=SC2164 # those that source this set -e
 # Sourced by quickstart.sh and test.sh: goes to the repository root and activates a virtual
-# environment there (.venv, or $CREM_VENV), making it if need be. Then call
+# environment there (.venv, or $CREM_VENV), making it if need be with $CREM_PYTHON or the first
+# Python on the path that is new enough. Then call
 #   install_crem GROUP "PIP ARGUMENTS"...
 # which runs one `pip install` for each string, unless GROUP is already installed from this
 # checkout and neither setup.py nor pyproject.toml has changed since.
@@ -14,15 +15,18 @@ is_new_enough() {
 
 if [[ ! -x "$VENV/bin/pip" ]]; then
     base=""
-    for candidate in python3.11 python3.12 python3.13 python3 python; do
+    candidates=(python3.11 python3.12 python3.13 python3 python)
+    [[ -z "${CREM_PYTHON:-}" ]] || candidates=("$CREM_PYTHON")
+    for candidate in "${candidates[@]}"; do
         if is_new_enough "$candidate"; then
             base="$candidate"
             break
         fi
     done
     if [[ -z "$base" ]]; then
-        echo "error: crem_jax needs Python 3.11 or newer; 'python3' is" \
-            "$(python3 --version 2>&1 || echo missing). Install one, or point CREM_VENV at a" \
+        named="${CREM_PYTHON:-python3}"
+        echo "error: crem_jax needs Python 3.11 or newer; '$named' is" \
+            "$("$named" --version 2>&1 || echo missing). Install one, or point CREM_VENV at a" \
             "virtual environment that has one." >&2
         exit 1
     fi
@@ -32,6 +36,11 @@ if [[ ! -x "$VENV/bin/pip" ]]; then
             "$("$base" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')." >&2
         exit 1
     fi
+elif [[ -n "${CREM_PYTHON:-}" && "$("$VENV/bin/python" --version)" != \
+    "$("$CREM_PYTHON" --version 2>&1)" ]]; then
+    echo "error: $VENV has $("$VENV/bin/python" --version), CREM_PYTHON is" \
+        "$("$CREM_PYTHON" --version 2>&1). Point CREM_VENV at another place, or remove it." >&2
+    exit 1
 elif ! is_new_enough "$VENV/bin/python"; then
     echo "error: crem_jax needs Python 3.11 or newer; $VENV has" \
         "$("$VENV/bin/python" --version 2>&1). Remove it, or set CREM_VENV to another place." >&2
