@@ -133,7 +133,7 @@ def test_what_is_no_damage_is_raised_and_the_checkpoint_stays(three_saves, monke
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(Checkpointer, "_restore", fail)
+    monkeypatch.setattr(Checkpointer, "_read", fail)
     with pytest.raises(type(error)):
         restored(three_saves, Counter())
     monkeypatch.undo()
@@ -141,14 +141,14 @@ def test_what_is_no_damage_is_raised_and_the_checkpoint_stays(three_saves, monke
 
 
 def test_a_checkpoint_that_cannot_be_read_once_is_read_again(three_saves, monkeypatch):
-    read, failures = Checkpointer._restore, [OSError("connection reset")]
+    read, failures = Checkpointer._read, [OSError("connection reset")]
 
     def flaky(*arguments):
         if failures:
             raise failures.pop()
         return read(*arguments)
 
-    monkeypatch.setattr(Checkpointer, "_restore", flaky)
+    monkeypatch.setattr(Checkpointer, "_read", flaky)
     assert restored(three_saves, Counter()) == (3, 3.0, True)
     assert not (three_saves / "checkpoints-damaged").exists()
 
@@ -396,7 +396,7 @@ def test_files_that_are_being_written_or_vanish_are_not_pushed(bucket, monkeypat
 def test_a_bucket_that_does_not_answer_is_tried_again_and_must_in_the_end(
     bucket, monkeypatch, capsys
 ):
-    def fail(path):
+    def fail(*_):
         raise ConnectionError("reset by peer")
 
     monkeypatch.setattr(bucket, "_copy_up", fail)
