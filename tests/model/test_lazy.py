@@ -102,7 +102,7 @@ def test_what_training_saves_is_read_lazily(rng, tmp_path):
 ON_A_MESH = """
 import json, sys
 import jax, numpy as np
-from crem_jax import lazy, mesh as meshes, trees
+from crem_jax import lazy_array, mesh as meshes, trees
 from crem_jax.convert import huggingface
 from crem_jax.lazy_array import LazyArray
 from crem_jax.model import crem

@@ -75,8 +75,10 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """(number of its last line, column -> value) of each row."""
     try:
         return _parsed(path)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is no table of tabs in UTF-8: {error}") from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not UTF-8: {error}") from error
+    except csv.Error as error:
+        raise RecordError(f"{path} is no table of tab-separated values: {error}") from error
 
 
 def _parsed(path: Path) -> list[tuple[int, dict[str, str]]]:
