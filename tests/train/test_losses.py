@@ -185,7 +185,7 @@ def test_extreme_scores_stay_finite(rng):
 
 @pytest.fixture
 def answers():
-    """hidden [3, 5, 8], head [24, 8], answer [3, 5] with padding; the same in every run, as one seed
+    """hidden [3, 5, 8], head [24, 8], answer [3, 5] with padding; the same in every run: one seed
     in seventy rounds a gradient by more than the tests allow.
     """
     rng = np.random.default_rng(0)
