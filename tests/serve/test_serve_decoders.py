@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
@@ -22,7 +21,7 @@ from crem_jax.serve.limits import Limits
 from crem_jax.serve.service import Service
 from tests.support import decoder_bombs as bombs
 from tests.support.abuse_pictures import as_uri
-from tests.support.serving import client, data_uri, draw, serving
+from tests.support.serving import client, data_uri, draw, served, serving
 
 HANG = 120.0
 """Seconds after which a test has hung."""
@@ -160,23 +159,6 @@ def test_a_real_bomb_that_its_bounds_let_through_is_ended_in_time(http):
     assert got.status_code == 400
     assert "cannot be decoded: took more than" in got.json()["error"]["message"]
     assert embed(http, picture(4)).status_code == 200
-
-
-@contextlib.contextmanager
-def served(model, compiled, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    command = [sys.executable, "-m", "crem_jax", "serve", "--model", model, "--port", "0"]
-    server = subprocess.Popen(
-        [*map(str, command), "--no_page", "--json", *options],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled)},
-    )
-    try:
-        yield server, json.loads(server.stdout.readline())["url"]
-    finally:
-        server.kill()
-        server.wait()
-        server.stdout.close()
 
 
 def test_sigterm_ends_the_process_while_decoders_hang(tiny_model_dir, compiled):

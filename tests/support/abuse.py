@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from tests.support.abuse_bodies import swollen
 from tests.support.abuse_pictures import (
     as_uri,
     bombs,
@@ -34,7 +35,17 @@ def attacks(rng: np.random.Generator, count: int) -> list[Attack]:
     """`count` of them: one of every kind that is written down below, and noise."""
     kinds: list[Callable[[np.random.Generator], Iterator[Attack]]] = [
         *(bombs, damaged, not_base64, not_data, remote, traversal, huge, deep, unicode, cut),
-        *(values, conversations, conditions, ids, types, methods, heads),
+        *(
+            lambda _: swollen(BODY_BYTES - 99),
+            lambda _: swollen(30_000),
+            values,
+            conversations,
+            conditions,
+            ids,
+            types,
+            methods,
+            heads,
+        ),
     ]
     found = [attack for kind in kinds for attack in kind(rng)]
     assert len(found) <= count
@@ -91,6 +102,12 @@ def huge(rng) -> Iterator[Attack]:
     yield Attack("many ids", ASK, as_json({"ids": ["a"] * 9999, "question": "?"}))
     yield Attack("many hits", SEARCH, as_json({"query": "a", "top": 10**9}))
     yield Attack("many digits", body=b'{"input": "a", "k": ' + b"9" * 100_000 + b"}")
+
+
+def bodies(rng) -> Iterator[Attack]:
+    """Of more elements than are built, and of as many as just are."""
+    yield from swollen(BODY_BYTES - 99)
+    yield from swollen(16_000)
 
 
 def deep(rng) -> Iterator[Attack]:

@@ -1,10 +1,14 @@
-"""A real server in this process: uvicorn on a free port of the loopback, in a thread."""
+"""A real server on a free port of the loopback: in a thread, or in a process of its own."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import io
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -34,6 +38,28 @@ def serving(service: Service, access: Access | None = None, page: bool = False) 
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive(), "the server did not drain"
+
+
+@contextlib.contextmanager
+def served(model, compiled, *options: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`crem serve` in a process of its own, and its URL.
+
+    Args:
+      compiled: directory of compiled code. options: of the command line.
+    """
+    command = [sys.executable, "-m", "crem_jax", "serve", "--model", model, "--port", "0"]
+    server = subprocess.Popen(
+        [*map(str, command), "--no_page", "--json", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled)},
+    )
+    try:
+        yield server, json.loads(server.stdout.readline())["url"]
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
 
 
 def client(url: str) -> httpx.Client:

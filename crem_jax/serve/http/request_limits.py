@@ -6,13 +6,19 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from crem_jax.serve.errors import ApiError, DeadlineExceeded, Overloaded, answer_for
 from crem_jax.serve.http.access import refuse
+from crem_jax.serve.http.json_bounds import check_json
 from crem_jax.serve.service import Service
 
+T = TypeVar("T")
+_SMALL = 1 << 16
+"""Bytes of a body that is looked at between two other requests; larger ones are on a thread."""
 _GRACE = 5.0
 """Seconds after the deadline in which a stream may still say that it has passed."""
 
@@ -20,9 +26,9 @@ _GRACE = 5.0
 class RequestLimits:
     """ASGI middleware between the gate and the routes.
 
-    A body is read whole before its route sees it. Requests of the interface (POST /v1/…) are
-    counted, and cancelled when their time is over or nobody listens any more; others run freely,
-    until the server drains.
+    A body is read whole, and what it holds is counted, before its route sees it. Requests of the
+    interface (POST /v1/…) are counted, and cancelled when their time is over or nobody listens any
+    more; others run freely, until the server drains.
     """
 
     def __init__(self, app: ASGIApp, service: Service):
@@ -35,6 +41,7 @@ class RequestLimits:
         began, sent = time.monotonic(), _Sent(send)
         try:
             async with self._body(scope, receive) as body:
+                await at_leisure(body, check_json, body, self._limits.elements)
                 if scope["method"] == "POST" and scope["path"].startswith("/v1/"):
                     await self._counted(scope, receive, sent, body)
                 else:
@@ -142,6 +149,13 @@ class _Sent:
         """Ends a response that was cut off."""
         if self._open:
             await self({"type": "http.response.body", "body": b""})
+
+
+async def at_leisure(body: bytes, call: Callable[..., T], *args: object) -> T:
+    """What a function of a body returns; of a large one it is called in another thread."""
+    if len(body) <= _SMALL:
+        return call(*args)
+    return await run_in_threadpool(call, *args)
 
 
 async def _until_gone(receive: Receive) -> None:

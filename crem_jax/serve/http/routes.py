@@ -15,6 +15,7 @@ from crem_jax.serve.engine.jobs import AnswerChunk
 from crem_jax.serve.errors import ApiError
 from crem_jax.serve.http.conversation import read_conversation
 from crem_jax.serve.http.openai_format import Completion, embeddings
+from crem_jax.serve.http.request_limits import at_leisure
 from crem_jax.serve.http.schemas import (
     AskRequest,
     ChatRequest,
@@ -37,7 +38,8 @@ def read(schema: type[T]) -> Callable[[Request], Any]:
         if kind != "application/json":
             raise ApiError(415, "expected a body of Content-Type application/json")
         try:
-            return schema.model_validate_json(await request.body())
+            body = await request.body()
+            return await at_leisure(body, schema.model_validate_json, body)
         except ValidationError as error:
             raise _invalid(error) from None
 

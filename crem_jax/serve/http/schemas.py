@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from crem_jax.errors import CremError
 
@@ -20,6 +20,12 @@ Temperature = Annotated[float, Field(default=0.0, ge=0, le=100, allow_inf_nan=Fa
 TopP = Annotated[float, Field(default=1.0, gt=0, le=1, allow_inf_nan=False)]
 Seed = Annotated[int | None, Field(default=None, ge=-_INT64, le=_INT64)]
 Tokens = Annotated[int | None, Field(default=None, ge=1, le=_INT32)]
+
+
+class FirstError(FailFast):
+    """A list is not read on behind its first error."""
+
+    __hash__ = object.__hash__  # within a union types are hashed
 
 
 class OpenAIRequest(BaseModel):
@@ -40,6 +46,15 @@ class StrictRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_unknown_key(cls, value: Any) -> Any:
+        """Each would be an error of its own; the first says enough."""
+        if not isinstance(value, dict):
+            return value
+        unknown = [key for key in value if key not in cls.model_fields]
+        return {key: value[key] for key in value if key in cls.model_fields or key == unknown[0]}
+
 
 class TextPart(OpenAIRequest):
     type: Literal["text"]
@@ -59,12 +74,16 @@ class ImagePart(OpenAIRequest):
         return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Parts = Annotated[list[Part], FirstError()]
+
+
 class Message(OpenAIRequest):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
+    content: str | Parts | None = None
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=256)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=256), FirstError()]
 
 
 class InputItem(StrictRequest):
@@ -76,7 +95,7 @@ class InputItem(StrictRequest):
 
 class EmbeddingsRequest(OpenAIRequest):
     model: str | None = None
-    input: str | InputItem | list[str | InputItem] | None = None
+    input: str | InputItem | Annotated[list[str | InputItem], FirstError()] | None = None
     messages: Messages | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1, le=_INT32)
@@ -146,9 +165,11 @@ class SearchRequest(StrictRequest):
 
 
 class AskRequest(StrictRequest):
-    ids: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(
-        min_length=1, max_length=64
-    )
+    ids: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=4096)]],
+        Field(min_length=1, max_length=64),
+        FirstError(),
+    ]
     question: str
     k: ChorusTokens
     max_tokens: Tokens
