@@ -38,9 +38,10 @@ class RequestLimits:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        began, sent = time.monotonic(), _Sent(send)
+        began, sent, rest = time.monotonic(), _Sent(send), receive
         try:
             async with self._body(scope, receive) as body:
+                rest = _nothing_more
                 await at_leisure(body, check_json, body, self._limits.elements)
                 if scope["method"] == "POST" and scope["path"].startswith("/v1/"):
                     await self._counted(scope, receive, sent, body)
@@ -49,7 +50,7 @@ class RequestLimits:
         except Exception as error:
             answer = answer_for(error, self._limits.deadline)
             if not sent.status:
-                await refuse(receive, sent, answer)
+                await refuse(rest, sent, answer)
         finally:
             route = getattr(scope.get("route"), "path", "") or "other"
             self._service.metrics.requests.labels(route, sent.status or "none").inc()
@@ -156,6 +157,11 @@ async def at_leisure(body: bytes, call: Callable[..., T], *args: object) -> T:
     if len(body) <= _SMALL:
         return call(*args)
     return await run_in_threadpool(call, *args)
+
+
+async def _nothing_more() -> Message:
+    """A `receive` after a body that has been read whole: a refusal need not wait for the rest."""
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def _until_gone(receive: Receive) -> None:
