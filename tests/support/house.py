@@ -32,9 +32,10 @@ LEVELS = (
     ("train.objective", "inference", "library.stores"),
     ("data.tools", "data.batches", "checkpoints"),
     ("data.sources", "convert"),
-    ("data.sources.formats", "data.emoji", "data.inputs"),
+    ("data.sources.formats", "data.emoji", "data.inputs", "serve"),
+    ("library.conditions",),
     ("data.sources.base", "data.images", "library.entry", "library.ann", "configs"),
-    ("data", "model", "serve", "configs.schema"),
+    ("data", "model", "configs.schema"),
     ("ground",),
 )
 """The rooms, the highest level first: packages and single modules of crem_jax. A file belongs to
