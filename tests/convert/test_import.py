@@ -98,7 +98,7 @@ def test_verifying_names_what_was_written_wrongly(seed, tmp_path, monkeypatch):
 
 KILLED = """
 import sys, time
-from crem_jax import checkpoint, orbax_lazy
+from crem_jax.checkpoints import model_directory
 from crem_jax.convert import huggingface
 written = [0]
 def count(size):
@@ -107,7 +107,7 @@ def count(size):
         print("ready", flush=True)
         time.sleep(60)
 config, params, tokenizer = huggingface.open_hf(sys.argv[1])
-checkpoint.save_model(sys.argv[2], config, params, tokenizer, on_bytes=count)
+model_directory.save_model(sys.argv[2], config, params, tokenizer, on_bytes=count)
 """
 
 
